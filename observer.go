@@ -1,0 +1,159 @@
+package taskexec
+
+import (
+	"sync"
+	"time"
+)
+
+// An Observer is told how a run goes on. Any of its functions may be nil.
+//
+// All calls for one run come from one goroutine, in the order of what
+// happened, and the last returns before Run does; runs of one Coordinator that
+// overlap call from a goroutine each. The run does not wait for a call, so
+// what a function learns may be over already; but what has not been delivered
+// is kept in memory, and Run waits for it in the end, so a function should not
+// block for long. It must not call Shutdown of the same Coordinator and wait
+// for it.
+type Observer struct {
+	// GroupStarted is called when the tasks of a group may be sent.
+	GroupStarted func(GroupStartedInfo)
+
+	// TaskDone is called when a task has its outcome, whatever it is. Tasks
+	// that are skipped because the run stopped before their group started are
+	// in the Report only.
+	TaskDone func(TaskDoneInfo)
+
+	// GroupDone is called when each task of a group has its outcome.
+	GroupDone func(GroupDoneInfo)
+
+	// Goodbye is called when a worker that was told to shut down has said its
+	// goodbye. See WithWorkerShutdown.
+	Goodbye func(GoodbyeInfo)
+}
+
+// GroupStartedInfo says which group may now be sent.
+type GroupStartedInfo struct {
+	Run      string // the run's id
+	Stage    int    // from 0
+	Category string
+	Tasks    []Task // in input order
+}
+
+// TaskDoneInfo says how a task ended.
+type TaskDoneInfo struct {
+	Run    string
+	Result Result
+}
+
+// GroupDoneInfo says how a group ended.
+type GroupDoneInfo struct {
+	Run      string
+	Stage    int
+	Category string
+	Tasks    []Task // in input order
+	Counts   Counts
+	Elapsed  time.Duration // since GroupStarted
+}
+
+// GoodbyeInfo says which worker has shut down.
+type GoodbyeInfo struct {
+	Run      string
+	Worker   string // its name, or its address if it has none
+	Addr     string
+	Category string // of the session that it was told over
+	Text     string // what it said, such as "Goodbye from a"
+}
+
+// events calls an Observer from a goroutine of its own. A nil *events takes
+// and drops whatever it is given: there is no observer.
+type events struct {
+	observer *Observer
+	wake     chan struct{} // holds a token when there is something to deliver, or nothing more comes
+	done     chan struct{} // closed when all is delivered
+
+	mu     sync.Mutex // guards following
+	queue  []func()
+	closed bool
+}
+
+func newEvents(o *Observer) *events {
+	if o == nil {
+		return nil
+	}
+	e := &events{observer: o, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	go e.deliver()
+	return e
+}
+
+// close waits until all is delivered.
+func (e *events) close() {
+	if e == nil {
+		return
+	}
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	e.wakeUp()
+	<-e.done
+}
+
+func (e *events) deliver() {
+	defer close(e.done)
+	var batch []func()
+	for {
+		e.mu.Lock()
+		batch, e.queue = e.queue, batch[:0]
+		closed := e.closed
+		e.mu.Unlock()
+		if len(batch) == 0 {
+			if closed {
+				return
+			}
+			<-e.wake
+			continue
+		}
+		for _, call := range batch {
+			call()
+		}
+		clear(batch)
+	}
+}
+
+func (e *events) wakeUp() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (e *events) add(call func()) {
+	e.mu.Lock()
+	e.queue = append(e.queue, call)
+	e.mu.Unlock()
+	e.wakeUp()
+}
+
+func (e *events) groupStarted(info GroupStartedInfo) {
+	if e != nil && e.observer.GroupStarted != nil {
+		e.add(func() { e.observer.GroupStarted(info) })
+	}
+}
+
+func (e *events) taskDone(run string, r *Result) {
+	if e != nil && e.observer.TaskDone != nil {
+		info := TaskDoneInfo{Run: run, Result: *r}
+		e.add(func() { e.observer.TaskDone(info) })
+	}
+}
+
+func (e *events) groupDone(info GroupDoneInfo) {
+	if e != nil && e.observer.GroupDone != nil {
+		e.add(func() { e.observer.GroupDone(info) })
+	}
+}
+
+func (e *events) goodbye(info GoodbyeInfo) {
+	if e != nil && e.observer.Goodbye != nil {
+		e.add(func() { e.observer.Goodbye(info) })
+	}
+}

@@ -1,0 +1,254 @@
+package taskexec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A CoordinatorOption configures NewCoordinator. An option that serves both
+// roles is an Option.
+type CoordinatorOption interface {
+	applyCoordinator(*coordinatorConfig)
+}
+
+// A WorkerOption configures NewWorker. An option that serves both roles is an
+// Option.
+type WorkerOption interface {
+	applyWorker(*workerConfig)
+}
+
+// An Option configures either role.
+type Option interface {
+	CoordinatorOption
+	WorkerOption
+}
+
+type coordinatorOption func(*coordinatorConfig)
+
+func (o coordinatorOption) applyCoordinator(c *coordinatorConfig) { o(c) }
+
+type workerOption func(*workerConfig)
+
+func (o workerOption) applyWorker(c *workerConfig) { o(c) }
+
+// option sets what both roles have.
+type option func(*commonConfig)
+
+func (o option) applyCoordinator(c *coordinatorConfig) { o(&c.commonConfig) }
+func (o option) applyWorker(c *workerConfig)           { o(&c.commonConfig) }
+
+type commonConfig struct {
+	handshakeTimeout time.Duration
+	err              error // bad data, reported by the function that says so
+}
+
+// addError keeps bad data for later: options return nothing.
+func (c *commonConfig) addError(format string, args ...any) {
+	c.err = errors.Join(c.err, fmt.Errorf("taskexec: "+format, args...))
+}
+
+type coordinatorConfig struct {
+	commonConfig
+	workers        map[string][]string // addresses by category
+	dial           func(ctx context.Context, network, addr string) (net.Conn, error)
+	order          Order
+	sequence       []string
+	window         int
+	shutdown       bool
+	observer       *Observer
+	cancelGrace    time.Duration
+	goodbyeTimeout time.Duration
+}
+
+func defaultCoordinatorConfig() coordinatorConfig {
+	return coordinatorConfig{
+		commonConfig:   commonConfig{handshakeTimeout: defaultHandshakeTimeout},
+		workers:        make(map[string][]string),
+		dial:           new(net.Dialer).DialContext,
+		window:         64,
+		cancelGrace:    10 * time.Second,
+		goodbyeTimeout: 30 * time.Second,
+	}
+}
+
+type workerConfig struct {
+	commonConfig
+	slots      int
+	categories []string
+	name       string
+}
+
+func defaultWorkerConfig() workerConfig {
+	host, err := os.Hostname()
+	if err != nil || !validName(host) || len(host) > 200 {
+		host = "worker"
+	}
+	return workerConfig{
+		commonConfig: commonConfig{handshakeTimeout: defaultHandshakeTimeout},
+		slots:        1,
+		name:         fmt.Sprintf("%s-%d", host, os.Getpid()),
+	}
+}
+
+// WithWorkers lists the addresses of the workers of a category, each host:port
+// or unix:/path. Called again for the same category it adds to the list. A
+// worker that serves several categories is listed under each. There is no
+// default: a task of a category without workers is refused.
+func WithWorkers(category string, addrs ...string) CoordinatorOption {
+	return coordinatorOption(func(c *coordinatorConfig) {
+		if !validCategory(category) {
+			c.addError("WithWorkers: category %s is not 1 to %d bytes of UTF-8 without control characters", quote(category), maxNameLen)
+			return
+		}
+		if len(addrs) == 0 {
+			c.addError("WithWorkers: no address for category %s", quote(category))
+		}
+		for _, addr := range addrs {
+			if _, _, err := splitAddr(addr); err != nil {
+				c.addError("WithWorkers: category %s: %w", quote(category), err)
+				continue
+			}
+			if slices.Contains(c.workers[category], addr) {
+				c.addError("WithWorkers: category %s lists %s twice; a worker takes part once, with as many slots as it has", quote(category), quote(addr))
+				continue
+			}
+			c.workers[category] = append(c.workers[category], addr)
+		}
+	})
+}
+
+// splitAddr turns host:port or unix:/path into what a dialer takes.
+func splitAddr(addr string) (network, address string, err error) {
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		if !filepath.IsAbs(path) {
+			return "", "", fmt.Errorf("taskexec: address %s: the path after unix: must be absolute", quote(addr))
+		}
+		return "unix", path, nil
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil || port == "" {
+		return "", "", fmt.Errorf("taskexec: address %s is neither host:port nor unix:/path", quote(addr))
+	}
+	return "tcp", addr, nil
+}
+
+// WithDialer has connections to workers made by dial, with network "tcp" or
+// "unix" and the address of WithWorkers without its unix: prefix. The
+// DialContext methods of net.Dialer and tls.Dialer fit, and so does a function
+// that returns one end of a net.Pipe. The default is that of a zero
+// net.Dialer. A nil dial panics.
+func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, error)) CoordinatorOption {
+	if dial == nil {
+		panic("taskexec: WithDialer: nil function")
+	}
+	return coordinatorOption(func(c *coordinatorConfig) { c.dial = dial })
+}
+
+// WithOrder says which tasks wait for which: ByCategory (the default) or
+// ByInput. An unknown order panics.
+func WithOrder(o Order) CoordinatorOption {
+	if o < ByCategory || o > ByInput {
+		panic("taskexec: WithOrder: unknown order " + o.String())
+	}
+	return coordinatorOption(func(c *coordinatorConfig) { c.order = o })
+}
+
+// WithSequence has the given categories come first, in this order; those it
+// does not list follow, sorted. The default lists none. It belongs to the
+// order ByCategory: with ByInput it is an error of NewCoordinator.
+func WithSequence(categories ...string) CoordinatorOption {
+	return coordinatorOption(func(c *coordinatorConfig) {
+		for i, category := range categories {
+			if !validCategory(category) {
+				c.addError("WithSequence: category %s is not 1 to %d bytes of UTF-8 without control characters", quote(category), maxNameLen)
+			}
+			if slices.Contains(categories[:i], category) {
+				c.addError("WithSequence: category %s is listed twice", quote(category))
+			}
+		}
+		c.sequence = slices.Clone(categories)
+	})
+}
+
+// WithWindow lets up to n tasks be in flight to a worker at a time: sent, and
+// not yet reported. The default is 64. A worker may grant less, and is always
+// given at least as many as it has slots and at most 4096. More hides a longer
+// round trip; fewer leave more for a worker that is faster. n below 1 panics.
+func WithWindow(n int) CoordinatorOption {
+	if n < 1 {
+		panic(fmt.Sprintf("taskexec: WithWindow: %d is below 1", n))
+	}
+	return coordinatorOption(func(c *coordinatorConfig) { c.window = min(n, windowTasks) })
+}
+
+// WithWorkerShutdown has each worker told to shut down as soon as no later
+// stage of the run needs it; the run waits for its goodbye, for at most 30 s,
+// before the next stage. By default workers are left serving.
+//
+// Workers are told after a stage with failures too, and not after Run's ctx
+// has ended. A worker is known by the instance it names in its greeting, so
+// one that serves several categories is told once. A goodbye that is refused
+// or does not come is part of Run's error, though every task may be Done.
+func WithWorkerShutdown() CoordinatorOption {
+	return coordinatorOption(func(c *coordinatorConfig) { c.shutdown = true })
+}
+
+// WithObserver has o's functions called as runs go on. The default is none.
+func WithObserver(o Observer) CoordinatorOption {
+	return coordinatorOption(func(c *coordinatorConfig) { c.observer = &o })
+}
+
+// WithSlots lets a worker execute up to n tasks at a time, over all its
+// sessions. The default is 1. n below 1 panics.
+func WithSlots(n int) WorkerOption {
+	if n < 1 {
+		panic(fmt.Sprintf("taskexec: WithSlots: %d is below 1", n))
+	}
+	return workerOption(func(c *workerConfig) { c.slots = n })
+}
+
+// WithCategories has a worker serve these categories only. By default it
+// serves any. A category that is not 1 to 255 bytes of UTF-8 without control
+// characters is an error of Serve, ListenAndServe and ServeConn, and so is a
+// list too long for the worker's greeting, which holds 4 KiB.
+func WithCategories(categories ...string) WorkerOption {
+	return workerOption(func(c *workerConfig) {
+		for _, category := range categories {
+			if !validCategory(category) {
+				c.addError("WithCategories: category %s is not 1 to %d bytes of UTF-8 without control characters", quote(category), maxNameLen)
+			}
+		}
+		c.categories = slices.Clone(categories)
+	})
+}
+
+// WithName names a worker in results, errors and its goodbye. The default is
+// made of the host's name and the process's id. A name that is not 1 to 255
+// bytes of UTF-8 without control characters is an error of Serve,
+// ListenAndServe and ServeConn.
+func WithName(name string) WorkerOption {
+	return workerOption(func(c *workerConfig) {
+		if name == "" || !validName(name) {
+			c.addError("WithName: %s is not 1 to %d bytes of UTF-8 without control characters", quote(name), maxNameLen)
+			return
+		}
+		c.name = name
+	})
+}
+
+// WithHandshakeTimeout bounds how long either side waits for the other's
+// greeting; for a coordinator that includes the dial. The default is 10 s. d
+// of 0 or less panics.
+func WithHandshakeTimeout(d time.Duration) Option {
+	if d <= 0 {
+		panic(fmt.Sprintf("taskexec: WithHandshakeTimeout: %v is not positive", d))
+	}
+	return option(func(c *commonConfig) { c.handshakeTimeout = d })
+}

@@ -1,0 +1,553 @@
+package taskexec
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// This file is the wire: what may stand in a line, and nothing about who sends
+// it when. Parsing and appending are pure; wire.go moves the lines. The whole
+// is specified in docs/protocol.md.
+
+// protocolVersion is the second word of both greetings.
+const protocolVersion = "taskexec/1"
+
+// Limits of the wire. Lengths are those of encoded lines, newline included.
+const (
+	greetingLimit  = 4 << 10                   // longest line before the session is ready
+	defaultMaxLine = 1 << 20                   // longest line after that, unless a greeting says otherwise
+	minMaxLine     = 4 << 10                   // a peer may not ask for less
+	windowTasks    = 4096                      // most tasks in flight on a session
+	windowBytes    = 1 << 20                   // most bytes in flight on a session, counted by taskCost
+	minTaskCost    = 256                       // what a short task counts for: windowTasks of them fill windowBytes
+	maxFailText    = 4 << 10                   // a longer error message is cut
+	maxNameLen     = 255                       // bytes of a category, a worker's name, an instance, a run
+	maxNumber      = (1<<53 - 1) & math.MaxInt // every number fits a double, so that any language can read it
+	maxMillis      = 1_000_000_000_000
+	maxMicros      = 1_000_000_000_000_000
+)
+
+// taskCost is what a RUN line of n bytes takes of a session's windowBytes.
+func taskCost(n int) int { return max(minTaskCost, n) }
+
+// verb is the first word of a line.
+type verb uint8
+
+const (
+	verbNone verb = iota
+	verbHello
+	verbWelcome
+	verbRun
+	verbRecall
+	verbCancel
+	verbPing
+	verbPong
+	verbShutdown
+	verbDone
+	verbReturn
+	verbFail
+	verbDrain
+	verbGoodbye
+	verbError
+)
+
+var verbNames = [...]string{
+	verbNone: "NONE", verbHello: "HELLO", verbWelcome: "WELCOME", verbRun: "RUN", verbRecall: "RECALL",
+	verbCancel: "CANCEL", verbPing: "PING", verbPong: "PONG", verbShutdown: "SHUTDOWN", verbDone: "DONE",
+	verbReturn: "RETURN", verbFail: "FAIL", verbDrain: "DRAIN", verbGoodbye: "GOODBYE", verbError: "ERROR",
+}
+
+func (v verb) String() string { return verbNames[v] }
+
+func parseVerb(word string) verb {
+	// A switch, not a map: it is on the path of every message.
+	switch word {
+	case "RUN":
+		return verbRun
+	case "DONE":
+		return verbDone
+	case "FAIL":
+		return verbFail
+	case "RETURN":
+		return verbReturn
+	case "RECALL":
+		return verbRecall
+	case "PING":
+		return verbPing
+	case "PONG":
+		return verbPong
+	case "CANCEL":
+		return verbCancel
+	case "DRAIN":
+		return verbDrain
+	case "SHUTDOWN":
+		return verbShutdown
+	case "GOODBYE":
+		return verbGoodbye
+	case "HELLO":
+		return verbHello
+	case "WELCOME":
+		return verbWelcome
+	case "ERROR":
+		return verbError
+	}
+	return verbNone
+}
+
+// The kinds of FAIL: who or what failed the task.
+const (
+	kindError    = "error"    // the handler returned an error
+	kindFinal    = "final"    // the handler returned an error that another attempt would not change
+	kindPanic    = "panic"    // the handler panicked, or ended its goroutine
+	kindCanceled = "canceled" // the handler stopped because its context was canceled
+	kindTimeout  = "timeout"  // the handler stopped because its time was over
+	kindStuck    = "stuck"    // its time is over, and it still runs and holds its slot
+	kindOutput   = "output"   // the output does not fit in a line
+)
+
+func validKind(kind string) bool {
+	switch kind {
+	case kindError, kindFinal, kindPanic, kindCanceled, kindTimeout, kindStuck, kindOutput:
+		return true
+	}
+	return false
+}
+
+// The codes of ERROR: why a session is closed.
+const (
+	codeProtocol = "protocol" // the first line is no greeting of this protocol
+	codeVersion  = "version"  // a greeting of a version that this side does not speak
+	codeGreeting = "greeting" // the greeting's object is malformed, or a value in it is out of range
+	codeSyntax   = "syntax"   // a malformed line: an unknown verb or kind, a bad number, a bad escape
+	codeLine     = "line"     // a line over the limit
+	codeState    = "state"    // a verb that this side may not send, or not now
+	codeTask     = "task"     // a report for a task not in flight, or a RUN for one that already is
+	codeWindow   = "window"   // more in flight than WELCOME granted
+	codeCategory = "category" // a RUN of a category that the worker does not serve
+	codeTimeout  = "timeout"  // the peer was silent for too long
+	codeBusy     = "busy"     // too many sessions
+	codeRefused  = "refused"  // this peer may not ask for that
+	codeFlood    = "flood"    // more unanswered control messages than a peer has reason to send
+	codeClosing  = "closing"  // this side is going away
+)
+
+// ProtocolError is why a session was ended by one of its sides: a line that
+// breaks the rules of docs/protocol.md, a peer that was silent for too long, a
+// side that is going away.
+type ProtocolError struct {
+	Code   string // one of the codes of docs/protocol.md, such as "syntax"
+	Text   string // for people
+	Remote bool   // the peer said so in an ERROR; otherwise this side found it
+}
+
+func (e *ProtocolError) Error() string {
+	who := "protocol error"
+	if e.Remote {
+		who = "peer reports"
+	}
+	return who + " (" + quoteUnlessPlain(e.Code) + "): " + plainText(e.Text)
+}
+
+func faultf(code, format string, args ...any) *ProtocolError {
+	return &ProtocolError{Code: code, Text: fmt.Sprintf(format, args...)}
+}
+
+// message is one line, taken apart. Which fields count depends on the verb.
+type message struct {
+	verb    verb
+	task    int           // RUN, RECALL, DONE, RETURN, FAIL: the task's number; PING, PONG: the number to send back
+	attempt int           // RUN
+	time    time.Duration // RUN: timeout, 0 is none; DONE: execution time; FAIL: delay before another attempt
+	word    string        // FAIL: kind; ERROR: code; HELLO, WELCOME: version
+	text    string        // what stands at the end of the line, unescaped; HELLO, WELCOME: the JSON object
+}
+
+// appendMessage appends m's line, newline included.
+func appendMessage(dst []byte, m message) []byte {
+	dst = append(dst, m.verb.String()...)
+	switch m.verb {
+	case verbRun:
+		dst = appendNumber(dst, m.task)
+		dst = appendNumber(dst, m.attempt)
+		dst = appendNumber(dst, ceilDiv(m.time, time.Millisecond, maxMillis))
+		dst = appendText(dst, m.text)
+	case verbDone:
+		dst = appendNumber(dst, m.task)
+		dst = appendNumber(dst, ceilDiv(m.time, time.Microsecond, maxMicros))
+		dst = appendText(dst, m.text)
+	case verbFail:
+		dst = appendNumber(dst, m.task)
+		dst = append(append(dst, ' '), m.word...)
+		dst = appendNumber(dst, ceilDiv(m.time, time.Millisecond, maxMillis))
+		dst = appendText(dst, m.text)
+	case verbRecall, verbReturn, verbPing, verbPong:
+		dst = appendNumber(dst, m.task)
+	case verbCancel, verbGoodbye:
+		dst = appendText(dst, m.text)
+	case verbError:
+		dst = append(append(dst, ' '), m.word...)
+		dst = appendText(dst, m.text)
+	case verbHello, verbWelcome:
+		dst = append(append(dst, ' '), m.word...)
+		dst = append(append(dst, ' '), m.text...)
+	}
+	return append(dst, '\n')
+}
+
+func appendNumber[N int | int64](dst []byte, n N) []byte {
+	return strconv.AppendInt(append(dst, ' '), int64(n), 10)
+}
+
+// appendText appends a space and text, escaped; nothing if there is no text.
+func appendText(dst []byte, text string) []byte {
+	if text == "" {
+		return dst
+	}
+	dst = append(dst, ' ')
+	for {
+		i := strings.IndexAny(text, "\\\n\r")
+		if i < 0 {
+			return append(dst, text...)
+		}
+		dst = append(dst, text[:i]...)
+		switch text[i] {
+		case '\\':
+			dst = append(dst, `\\`...)
+		case '\n':
+			dst = append(dst, `\n`...)
+		case '\r':
+			dst = append(dst, `\r`...)
+		}
+		text = text[i+1:]
+	}
+}
+
+// ceilDiv counts d in units, rounded up so that a short time never becomes 0,
+// which means none.
+func ceilDiv(d, unit time.Duration, most int64) int64 {
+	if d <= 0 {
+		return 0
+	}
+	n := int64(d / unit)
+	if d%unit != 0 {
+		n++
+	}
+	return min(n, most)
+}
+
+// parseMessage takes a line apart, its newline already cut off. Its error is a
+// *ProtocolError with codeSyntax. The strings of the message share line's
+// memory where no escape stands in between.
+//
+// It reads a string rather than bytes because the text outlives the read
+// buffer: one copy of a whole batch of lines then serves all their texts.
+func parseMessage(line string) (message, error) {
+	f := fields{rest: line, more: true}
+	word := f.word()
+	m := message{verb: parseVerb(word)}
+	switch m.verb {
+	case verbRun:
+		m.task = int(f.number(maxNumber))
+		m.attempt = int(f.number(maxNumber))
+		m.time = time.Duration(f.number(maxMillis)) * time.Millisecond
+		m.text = f.text()
+		if m.attempt == 0 && f.fault == "" {
+			f.fault = "attempts are numbered from 1"
+		}
+	case verbDone:
+		m.task = int(f.number(maxNumber))
+		m.time = time.Duration(f.number(maxMicros)) * time.Microsecond
+		m.text = f.text()
+	case verbFail:
+		m.task = int(f.number(maxNumber))
+		m.word = f.word()
+		m.time = time.Duration(f.number(maxMillis)) * time.Millisecond
+		m.text = f.text()
+		if !validKind(m.word) && f.fault == "" {
+			f.fault = "unknown kind " + quote(m.word)
+		}
+	case verbRecall, verbReturn, verbPing, verbPong:
+		m.task = int(f.number(maxNumber))
+		f.end()
+	case verbCancel, verbGoodbye:
+		m.text = f.text()
+	case verbShutdown, verbDrain:
+		f.end()
+	case verbError:
+		m.word = f.word()
+		m.text = f.text()
+	case verbHello, verbWelcome:
+		m.word = f.word()
+		m.text = f.rest
+	case verbNone:
+		f.fault = "unknown verb " + quote(word)
+	}
+	if f.fault != "" {
+		return message{}, faultf(codeSyntax, "%s in line %s", f.fault, quote(line))
+	}
+	return m, nil
+}
+
+// fields cuts a line at its spaces. The first thing wrong is kept in fault.
+type fields struct {
+	rest  string
+	more  bool // rest is there, though it may be empty
+	fault string
+}
+
+func (f *fields) word() string {
+	if !f.more || f.rest == "" || f.rest[0] == ' ' {
+		f.fail("missing field")
+		return ""
+	}
+	var w string
+	w, f.rest, f.more = strings.Cut(f.rest, " ")
+	return w
+}
+
+// number reads digits, with neither sign nor leading zero, so that every
+// number has one form.
+func (f *fields) number(most int64) int64 {
+	w := f.word()
+	if f.fault != "" {
+		return 0
+	}
+	var n int64
+	for i := range len(w) {
+		d := w[i] - '0'
+		if d > 9 || (w[0] == '0' && len(w) > 1) {
+			f.fail("bad number " + quote(w))
+			return 0
+		}
+		n = n*10 + int64(d)
+		if n > most {
+			f.fail("number " + quote(w) + " is over " + strconv.FormatInt(most, 10))
+			return 0
+		}
+	}
+	return n
+}
+
+// text reads the rest of the line.
+func (f *fields) text() string {
+	if !f.more || f.rest == "" {
+		return ""
+	}
+	text, ok := unescape(f.rest)
+	if !ok {
+		f.fail("bad escape")
+	}
+	return text
+}
+
+func (f *fields) end() {
+	if f.more {
+		f.fail("more than the verb takes")
+	}
+}
+
+func (f *fields) fail(fault string) {
+	if f.fault == "" {
+		f.fault = fault
+	}
+}
+
+// unescape undoes appendText's escapes. Any other escape, and a bare carriage
+// return, is not ok: every text has one encoding.
+func unescape(s string) (string, bool) {
+	if strings.IndexByte(s, '\r') >= 0 {
+		return "", false
+	}
+	i := strings.IndexByte(s, '\\')
+	if i < 0 {
+		return s, true
+	}
+	b := make([]byte, 0, len(s))
+	for ; i >= 0; i = strings.IndexByte(s, '\\') {
+		b = append(b, s[:i]...)
+		if i+1 == len(s) {
+			return "", false
+		}
+		switch s[i+1] {
+		case '\\':
+			b = append(b, '\\')
+		case 'n':
+			b = append(b, '\n')
+		case 'r':
+			b = append(b, '\r')
+		default:
+			return "", false
+		}
+		s = s[i+2:]
+	}
+	return string(append(b, s...)), true
+}
+
+// hello is the object of HELLO.
+type hello struct {
+	Run       string   `json:"run,omitempty"`        // names the run in logs and in the handlers' TaskInfo
+	Category  string   `json:"category"`             // of every task of the session
+	TimeoutMS int64    `json:"timeout_ms,omitempty"` // silence after which the coordinator counts the worker as dead; 0: never
+	MaxLine   int      `json:"max_line,omitempty"`   // longest line the coordinator reads; 0: defaultMaxLine
+	Features  []string `json:"features,omitempty"`   // of later versions; unknown ones are ignored
+}
+
+// welcome is the object of WELCOME. What it leaves out is 0 here until
+// withDefaults has been called.
+type welcome struct {
+	Worker     string   `json:"worker,omitempty"`     // the worker's name, for people
+	Instance   string   `json:"instance,omitempty"`   // tells one worker from another, whatever their addresses and names
+	Categories []string `json:"categories,omitempty"` // what it serves; none: anything
+	Slots      int      `json:"slots,omitempty"`      // tasks it executes at a time; 0: 1
+	Window     int      `json:"window,omitempty"`     // tasks it lets be in flight; 0: as many as slots
+	MaxLine    int      `json:"max_line,omitempty"`   // longest line it reads; 0: defaultMaxLine
+	Heartbeat  bool     `json:"heartbeat,omitempty"`  // it answers PING at once, whatever its handlers do
+	Features   []string `json:"features,omitempty"`
+}
+
+// appendGreeting appends HELLO or WELCOME with object, which is one of the two
+// structs above.
+func appendGreeting(dst []byte, v verb, object any) ([]byte, error) {
+	text, err := json.Marshal(object)
+	if err != nil {
+		return dst, err
+	}
+	start := len(dst)
+	dst = appendMessage(dst, message{verb: v, word: protocolVersion, text: string(text)})
+	if n := len(dst) - start; n > greetingLimit {
+		return dst[:start], fmt.Errorf("a greeting of %d bytes is over the limit of %d", n, greetingLimit)
+	}
+	return dst, nil
+}
+
+// parseHello reads HELLO's object. Its error is a *ProtocolError.
+func parseHello(m message) (hello, error) {
+	var h hello
+	if err := decodeGreeting(m, &h); err != nil {
+		return h, err
+	}
+	switch {
+	case h.Category == "":
+		return h, faultf(codeGreeting, "HELLO needs a category")
+	case !validCategory(h.Category):
+		return h, faultf(codeGreeting, "category %s is not 1 to %d bytes of UTF-8 without control characters", quote(h.Category), maxNameLen)
+	case !validName(h.Run):
+		return h, faultf(codeGreeting, "run %s is not at most %d bytes of UTF-8 without control characters", quote(h.Run), maxNameLen)
+	case h.TimeoutMS < 0 || h.TimeoutMS > maxMillis:
+		return h, faultf(codeGreeting, "timeout_ms %d is out of range", h.TimeoutMS)
+	case h.MaxLine != 0 && h.MaxLine < minMaxLine:
+		return h, faultf(codeGreeting, "max_line %d is below %d", h.MaxLine, minMaxLine)
+	}
+	if h.MaxLine == 0 {
+		h.MaxLine = defaultMaxLine
+	}
+	return h, nil
+}
+
+// parseWelcome reads WELCOME's object, with its defaults filled in. Its error
+// is a *ProtocolError.
+func parseWelcome(m message) (welcome, error) {
+	var w welcome
+	if err := decodeGreeting(m, &w); err != nil {
+		return w, err
+	}
+	for _, s := range append([]string{w.Worker, w.Instance}, w.Categories...) {
+		if !validName(s) {
+			return w, faultf(codeGreeting, "%s is not at most %d bytes of UTF-8 without control characters", quote(s), maxNameLen)
+		}
+	}
+	switch {
+	case w.Slots < 0:
+		return w, faultf(codeGreeting, "slots %d is negative", w.Slots)
+	case w.Window < 0:
+		return w, faultf(codeGreeting, "window %d is negative", w.Window)
+	case w.MaxLine != 0 && w.MaxLine < minMaxLine:
+		return w, faultf(codeGreeting, "max_line %d is below %d", w.MaxLine, minMaxLine)
+	}
+	if w.Slots == 0 {
+		w.Slots = 1
+	}
+	if w.Window == 0 {
+		w.Window = w.Slots
+	}
+	if w.MaxLine == 0 {
+		w.MaxLine = defaultMaxLine
+	}
+	return w, nil
+}
+
+// decodeGreeting reads the object of a greeting of this version into a struct.
+func decodeGreeting(m message, object any) error {
+	if m.word != protocolVersion {
+		return faultf(codeVersion, "this side speaks %s, not %s", protocolVersion, quote(m.word))
+	}
+	if err := json.Unmarshal([]byte(m.text), object); err != nil {
+		return faultf(codeGreeting, "the object of %s: %v", m.verb, err)
+	}
+	return nil
+}
+
+// serves reports whether a worker with these categories takes category.
+func serves(categories []string, category string) bool {
+	return len(categories) == 0 || slices.Contains(categories, category)
+}
+
+// validCategory reports whether s may name a category.
+func validCategory(s string) bool { return s != "" && validName(s) }
+
+// validName reports whether s may stand in a greeting: short and harmless to
+// print.
+func validName(s string) bool {
+	return len(s) <= maxNameLen && utf8.ValidString(s) && strings.IndexFunc(s, unicode.IsControl) < 0
+}
+
+// Text from a peer or a task reaches errors only through the functions below:
+// shortened, and with whatever could act on a terminal or a log escaped.
+
+const maxQuoted = 80 // bytes of a text that an error shows
+
+// quote is s in double quotes, escaped and shortened.
+func quote(s string) string {
+	return strconv.Quote(cut(s, maxQuoted))
+}
+
+// quoteUnlessPlain is s itself if it is short and plain, else as quote.
+func quoteUnlessPlain(s string) string {
+	if s != "" && len(s) <= maxQuoted && strings.IndexFunc(s, notPlain) < 0 && !strings.ContainsAny(s, " \"") {
+		return s
+	}
+	return quote(s)
+}
+
+// plainText is a message for people: escaped, newlines included, and cut at
+// maxFailText.
+func plainText(s string) string {
+	s = cut(s, maxFailText)
+	if strings.IndexFunc(s, notPlain) < 0 {
+		return s
+	}
+	q := strconv.Quote(s)
+	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
+}
+
+func notPlain(r rune) bool { return r == utf8.RuneError || !strconv.IsPrint(r) }
+
+// cut shortens s to at most n bytes, between two runes, and shows that it did.
+func cut(s string, n int) string {
+	const mark = "…"
+	if len(s) <= n {
+		return s
+	}
+	end := n - len(mark)
+	for end > 0 && !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end] + mark
+}

@@ -1,0 +1,166 @@
+package taskexec
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// An Outcome is how a task ended. The zero value is none of them: no Result
+// that a caller sees has it.
+type Outcome int
+
+const (
+	Done     Outcome = 1 + iota // executed, and its output reported
+	Failed                      // the handler or the worker said so, or the task was refused before it was sent
+	Canceled                    // started, then stopped, because the run was canceled
+	Skipped                     // never started
+	Unknown                     // may have run: its session was lost, or it ignored a cancel
+)
+
+var outcomeNames = [...]string{Done: "Done", Failed: "Failed", Canceled: "Canceled", Skipped: "Skipped", Unknown: "Unknown"}
+
+// String returns the name of the constant.
+func (o Outcome) String() string {
+	if o < Done || int(o) >= len(outcomeNames) {
+		return fmt.Sprintf("Outcome(%d)", int(o))
+	}
+	return outcomeNames[o]
+}
+
+// A Result says how one task ended.
+type Result struct {
+	Index    int           // of the task in what Run was given
+	Task     Task          // with its category, whether it was given or taken from the instruction
+	Outcome  Outcome       // exactly one, never zero
+	Output   string        // the handler's, if the outcome is Done
+	Err      error         // a *TaskError exactly when the outcome is not Done
+	Worker   string        // the worker of the last attempt, by name, or by address if it has none; "" if none
+	Attempts int           // times the task was sent
+	Losses   int           // attempts that ended with their session, so that nobody knows whether they ran
+	Queued   time.Duration // from the start of the task's group to its last sending
+	Executed time.Duration // how long the handler took, by the worker's clock, in whole microseconds, if the outcome is Done
+}
+
+// Counts says how many tasks ended in each way.
+type Counts struct {
+	Done, Failed, Canceled, Skipped, Unknown int
+}
+
+// Total is the number of tasks counted.
+func (c Counts) Total() int { return c.Done + c.Failed + c.Canceled + c.Skipped + c.Unknown }
+
+func (c *Counts) add(o Outcome) {
+	switch o {
+	case Done:
+		c.Done++
+	case Failed:
+		c.Failed++
+	case Canceled:
+		c.Canceled++
+	case Skipped:
+		c.Skipped++
+	case Unknown:
+		c.Unknown++
+	}
+}
+
+// A Report says how a run ended, task by task.
+type Report struct {
+	Run     string        // the run's id, the same that handlers see in TaskInfo
+	Results []Result      // Results[i] belongs to the task with index i
+	Counts  Counts        // of Results by outcome
+	Elapsed time.Duration // of the whole run, connecting included
+}
+
+// A TaskError says why a task is not Done. It unwraps to the reason: a
+// *RemoteError if the handler or the worker gave one, else what happened on
+// this side.
+type TaskError struct {
+	Index   int // of the task in what Run was given
+	Task    Task
+	Outcome Outcome
+	Worker  string // of the last attempt; "" if there was none
+	Attempt int    // the last; 0 if there was none
+	Err     error
+}
+
+func (e *TaskError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "task %d (%s) %s", e.Index, quoteUnlessPlain(e.Task.Instruction), e.Outcome)
+	if e.Attempt > 0 {
+		fmt.Fprintf(&b, " on worker %s, attempt %d", quoteUnlessPlain(e.Worker), e.Attempt)
+	}
+	fmt.Fprintf(&b, ": %s", unprefixed(e.Err))
+	return b.String()
+}
+
+// Unwrap returns e.Err.
+func (e *TaskError) Unwrap() error { return e.Err }
+
+// A RemoteError is what a worker reported of a task that failed.
+type RemoteError struct {
+	// Kind says who failed it: "error" and "final" are the handler's errors,
+	// "panic" is its panic, "canceled" and "timeout" its answer to the end of
+	// its context, "stuck" a handler that did not answer, and "output" an
+	// output too long to send. See docs/protocol.md.
+	Kind string
+	// Text is the error's text, the panic's value and a shortened stack, or
+	// the worker's own words, at most 4 KiB, as it came.
+	Text string
+}
+
+// Error is the text, escaped so that it can go to a log or a terminal.
+func (e *RemoteError) Error() string {
+	if e.Kind == kindError || e.Kind == kindFinal {
+		return plainText(e.Text)
+	}
+	return e.Kind + ": " + plainText(e.Text)
+}
+
+// A RunError is returned by Run when not every task is Done, or a worker did
+// not say the goodbye it was told to.
+//
+// A run that went on to its end unwraps to the first *TaskError in input
+// order. One that could not go on unwraps to the reason instead, and to no
+// *TaskError unless a task was the reason: an error that wraps ErrNoWorker,
+// one *WorkerError for each worker that could not be used, ErrCoordinatorClosed,
+// or ctx's error and cause. The *TaskError of every task is in the Report
+// either way.
+type RunError struct {
+	Counts Counts
+	Err    error
+}
+
+func (e *RunError) Error() string {
+	return fmt.Sprintf("taskexec: %d of %d tasks Done: %s", e.Counts.Done, e.Counts.Total(), unprefixed(e.Err))
+}
+
+// Unwrap returns e.Err.
+func (e *RunError) Unwrap() error { return e.Err }
+
+// A WorkerError says what went wrong with one worker: it could not be reached,
+// did not greet as it should, or its session was lost. It unwraps to a
+// *ProtocolError where either side found fault with the other.
+type WorkerError struct {
+	Category string // of the session
+	Addr     string // as given to WithWorkers
+	Worker   string // the name it gave; "" if it did not come so far
+	Err      error
+}
+
+func (e *WorkerError) Error() string {
+	if e.Worker == "" {
+		return fmt.Sprintf("taskexec: worker of category %s at %s: %s", quoteUnlessPlain(e.Category), quoteUnlessPlain(e.Addr), unprefixed(e.Err))
+	}
+	return fmt.Sprintf("taskexec: worker %s of category %s at %s: %s",
+		quoteUnlessPlain(e.Worker), quoteUnlessPlain(e.Category), quoteUnlessPlain(e.Addr), unprefixed(e.Err))
+}
+
+// Unwrap returns e.Err.
+func (e *WorkerError) Unwrap() error { return e.Err }
+
+// unprefixed is err's text for the inside of another message of this package.
+func unprefixed(err error) string {
+	return strings.TrimPrefix(err.Error(), "taskexec: ")
+}

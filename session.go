@@ -1,0 +1,372 @@
+package taskexec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// A session is one connection to a worker, for one category of one run, seen
+// from the coordinator. Its writer sends what it takes from the queue; its
+// reader settles what the worker reports. Nobody else touches a task that it
+// holds, and when it ends it holds none: the session is the fence.
+type session struct {
+	run   *run
+	queue *queue
+	addr  string
+	wire  *wire
+	gone  chan struct{} // closed when the session is over, and everything it knew is told
+
+	// From WELCOME; set before the session joins its queue.
+	name     string // the worker's, or its address if it gave none
+	instance string
+	slots    int
+	window   int
+	maxLine  int
+
+	// guarded by queue.mu
+	held     map[int]flight
+	cost     int    // of held
+	live     bool   // it takes tasks
+	mayGive  bool   // the worker has reason to send RETURN
+	out      []byte // lines other than RUN that wait for the writer
+	told     bool   // SHUTDOWN was sent
+	goodbye  bool   // GOODBYE was received
+	ending   bool   // this side ends it; nothing it says counts any more
+	err      error  // why it ended, if not as it should
+	writeErr error
+}
+
+// connect opens a session to one worker of q's category, and adds it to q. The
+// error is a *WorkerError.
+func (r *run) connect(ctx context.Context, q *queue, addr string) error {
+	timeout := r.config.handshakeTimeout
+	deadline := time.Now().Add(timeout)
+	dialCtx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	s := &session{run: r, queue: q, addr: addr, gone: make(chan struct{}), held: make(map[int]flight)}
+	network, address, err := splitAddr(addr)
+	if err != nil {
+		return s.fail(err)
+	}
+	conn, err := r.config.dial(dialCtx, network, address)
+	if err != nil {
+		if ctx.Err() == nil && dialCtx.Err() != nil {
+			err = fmt.Errorf("no connection within %v: %w", timeout, err)
+		}
+		return s.fail(err)
+	}
+	s.wire = newWire(conn)
+	s.out, err = appendGreeting(nil, verbHello, hello{Run: r.id, Category: q.category, MaxLine: defaultMaxLine})
+	if err != nil {
+		conn.Close()
+		return s.fail(err)
+	}
+	r.sessions.Go(func() error { s.write(); return nil })
+	conn.SetReadDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	err = s.greet()
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		s.hangUp(err)
+		return s.fail(err)
+	}
+	s.wire.liftReadDeadline()
+	q.join(s)
+	r.sessions.Go(func() error { s.serve(); return nil })
+	return nil
+}
+
+// greet reads WELCOME. Its *ProtocolError is this side's finding unless it is
+// Remote.
+func (s *session) greet() error {
+	m, err := s.wire.read()
+	var fault *ProtocolError
+	switch {
+	case isTimeout(err):
+		return faultf(codeTimeout, "no WELCOME within %v", s.run.config.handshakeTimeout)
+	case errors.As(err, &fault) && fault.Code == codeSyntax:
+		return faultf(codeProtocol, "it does not speak %s: %s", protocolVersion, fault.Text)
+	case err == io.EOF:
+		return errors.New("it closed the connection instead of greeting")
+	case err != nil:
+		return s.whyLost(err)
+	case m.verb == verbError:
+		return &ProtocolError{Code: m.word, Text: m.text, Remote: true}
+	case m.verb != verbWelcome:
+		return faultf(codeProtocol, "a coordinator of %s expects WELCOME first, not %s", protocolVersion, m.verb)
+	}
+	w, err := parseWelcome(m)
+	if err != nil {
+		return err
+	}
+	s.name = w.Worker
+	if s.name == "" {
+		s.name = s.addr
+	}
+	if !serves(w.Categories, s.queue.category) {
+		return faultf(codeCategory, "worker %s serves %q, not %s; list it under what it serves", quoteUnlessPlain(s.name), w.Categories, quote(s.queue.category))
+	}
+	s.instance = w.Instance
+	granted := min(w.Window, windowTasks)
+	s.slots = min(w.Slots, granted)
+	s.window = min(granted, max(s.run.config.window, s.slots))
+	s.maxLine = min(w.MaxLine, defaultMaxLine)
+	s.wire.in.limit = defaultMaxLine
+	return nil
+}
+
+// fail names the worker in err.
+func (s *session) fail(err error) error {
+	name := s.name
+	if name == s.addr {
+		name = ""
+	}
+	return &WorkerError{Category: s.queue.category, Addr: s.addr, Worker: name, Err: err}
+}
+
+// write is the writer.
+func (s *session) write() {
+	err := s.wire.writeLoop(s.fill)
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	s.writeErr = err
+}
+
+// fill hands the writer what there is to say.
+func (s *session) fill(buf []byte) []byte {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	buf = append(buf, s.out...)
+	s.out = nil
+	return s.queue.take(s, buf)
+}
+
+// serve is the reader, from WELCOME to the end of the session.
+func (s *session) serve() {
+	defer close(s.gone)
+	err := s.read()
+	// The fence comes first: from here on no report of this session counts.
+	if orphaned := s.leave(err); orphaned {
+		s.run.halt(haltSoft, s.queue.noWorker())
+	}
+	s.hangUp(err)
+}
+
+// hangUp ends the connection; with last words if the peer broke the rules.
+func (s *session) hangUp(err error) {
+	var fault *ProtocolError
+	if errors.As(err, &fault) && !fault.Remote {
+		s.wire.endWithError(fault)
+		s.wire.discard()
+	}
+	s.wire.end(endAtOnce, nil)
+	s.wire.conn.Close()
+}
+
+// close ends a session that the run needs no more.
+func (s *session) close() {
+	s.queue.mu.Lock()
+	s.ending = true
+	s.queue.mu.Unlock()
+	s.wire.end(endAtOnce, nil)
+	s.wire.conn.Close()
+}
+
+// leave ends the session's part in the queue, and says whether tasks now wait
+// that nobody will take.
+func (s *session) leave(err error) (orphaned bool) {
+	q := s.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !s.ending && err != nil {
+		s.err = s.fail(s.whyLostLocked(err))
+	}
+	s.ending = true
+	q.retire(s)
+	// After GOODBYE nothing that was not reported was ever started.
+	q.putBack(q.takeBack(s, !s.goodbye))
+	return q.orphaned()
+}
+
+// whyLost puts the writer's reason before the reader's, which follows from it,
+// unless the reader's is what the peer said.
+func (s *session) whyLost(err error) error {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	return s.whyLostLocked(err)
+}
+
+func (s *session) whyLostLocked(err error) error {
+	var said *ProtocolError
+	switch {
+	case errors.As(err, &said):
+		return err
+	case s.writeErr != nil:
+		return fmt.Errorf("connection lost: %w", s.writeErr)
+	case err == io.EOF:
+		return errors.New("it closed the connection")
+	}
+	return fmt.Errorf("connection lost: %w", err)
+}
+
+// read handles messages until the session is over: nil after GOODBYE.
+func (s *session) read() error {
+	var batch []message
+	for {
+		m, err := s.wire.read()
+		if err != nil {
+			if fault := s.report(batch); fault != nil {
+				return fault
+			}
+			return err
+		}
+		isReport := m.verb == verbDone || m.verb == verbFail || m.verb == verbReturn
+		if isReport {
+			batch = append(batch, m)
+		}
+		if !isReport || !s.wire.in.more() {
+			if err := s.report(batch); err != nil {
+				return err
+			}
+			clear(batch)
+			batch = batch[:0]
+		}
+		if isReport {
+			continue
+		}
+		switch m.verb {
+		case verbPing:
+			if !s.wire.sendUrgent(message{verb: verbPong, task: m.task}) {
+				return faultf(codeFlood, "too many PINGs whose PONGs are not read")
+			}
+		case verbPong:
+			// Nothing is measured yet.
+		case verbDrain:
+			if s.drained() {
+				s.run.halt(haltSoft, s.queue.noWorker())
+			}
+		case verbGoodbye:
+			s.saidGoodbye(m.text)
+			return nil
+		case verbError:
+			return &ProtocolError{Code: m.word, Text: m.text, Remote: true}
+		default:
+			return faultf(codeState, "a worker may not send %s here", m.verb)
+		}
+	}
+}
+
+// report settles the tasks that a worker reported together.
+func (s *session) report(batch []message) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	err, orphaned := s.settle(batch)
+	if orphaned {
+		s.run.halt(haltSoft, s.queue.noWorker())
+	}
+	return err
+}
+
+func (s *session) settle(batch []message) (err error, orphaned bool) {
+	q := s.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var back []*Result
+	for i := range batch {
+		m := &batch[i]
+		r, ok := q.release(s, m.task)
+		if !ok {
+			err = faultf(codeTask, "%s for task %d, which is not in flight here", m.verb, m.task)
+			break
+		}
+		switch m.verb {
+		case verbDone:
+			r.Output = m.text
+			r.Executed = m.time
+			q.settle(r, Done, nil)
+		case verbFail:
+			outcome := Failed
+			if m.word == kindCanceled {
+				outcome = Canceled
+			}
+			q.settle(r, outcome, &RemoteError{Kind: m.word, Text: m.text})
+		case verbReturn:
+			back = append(back, r)
+			if !s.mayGive {
+				err = faultf(codeState, "RETURN of task %d, though nothing was recalled, drained or canceled", m.task)
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	q.putBack(back)
+	if len(q.waiting) > 0 {
+		s.wire.wakeWriter()
+	}
+	return err, q.orphaned()
+}
+
+// drained takes note of DRAIN.
+func (s *session) drained() (orphaned bool) {
+	q := s.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s.mayGive = true
+	q.retire(s)
+	return q.orphaned()
+}
+
+// saidGoodbye takes note of GOODBYE.
+func (s *session) saidGoodbye(text string) {
+	s.queue.mu.Lock()
+	s.goodbye = true
+	told := s.told
+	s.queue.mu.Unlock()
+	if told {
+		s.run.events.goodbye(GoodbyeInfo{Run: s.run.id, Worker: s.name, Addr: s.addr, Category: s.queue.category, Text: text})
+	}
+}
+
+// halt asks for what the session holds: back what has not started, and, if
+// the run is canceled, the rest soon. queue.mu is held.
+func (s *session) halt(how halt, why error) {
+	if s.ending || how == haltCancel && len(s.held) == 0 {
+		return
+	}
+	s.mayGive = true
+	if how == haltCancel {
+		s.wire.sendUrgent(message{verb: verbCancel, text: cut(why.Error(), maxFailText)})
+		return
+	}
+	for task := range s.held {
+		s.out = appendMessage(s.out, message{verb: verbRecall, task: task})
+	}
+	s.wire.wakeWriter()
+}
+
+// tellShutdown sends SHUTDOWN. It reports false if the session is over.
+func (s *session) tellShutdown() bool {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	if s.ending {
+		return false
+	}
+	s.told = true
+	s.out = appendMessage(s.out, message{verb: verbShutdown})
+	s.wire.wakeWriter()
+	return true
+}
+
+// end says how the session ended: whether GOODBYE came, and what went wrong.
+func (s *session) end() (goodbye bool, err error) {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	return s.goodbye, s.err
+}

@@ -1,0 +1,315 @@
+package taskexec
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	defaultHandshakeTimeout = 10 * time.Second
+	writeTimeout            = 10 * time.Second // for each chunk
+	lastWordsTimeout        = time.Second      // to write the last line, and for the peer to read it
+	chunkBytes              = 64 << 10         // written under one deadline
+	discardBytes            = 4 << 20          // of input thrown away while last words are written
+	urgentBytes             = 4 << 10          // of PING, PONG and CANCEL that wait for a peer to read
+)
+
+// errTorn is why a session ended whose connection was closed inside a line.
+var errTorn = errors.New("connection closed inside a line")
+
+// A lineReader cuts lines from a stream. Its memory grows with what has
+// arrived, never with what a peer announces, and a line over the limit is an
+// error as soon as it is seen to be one.
+type lineReader struct {
+	src   io.Reader
+	limit int    // of one line, newline included
+	lines string // whole lines, not handed out yet
+	buf   []byte // the line that has begun, and room to read more
+	n     int    // bytes of it that are read
+}
+
+const (
+	readBufferMin = 4 << 10
+	readBufferMax = 64 << 10 // grown to under load; beyond it only for one long line
+)
+
+// next returns the next line, without its newline. io.EOF comes between lines
+// only; an end inside a line is errTorn.
+func (r *lineReader) next() (string, error) {
+	for r.lines == "" {
+		if err := r.fill(); err != nil {
+			return "", err
+		}
+	}
+	i := strings.IndexByte(r.lines, '\n')
+	line := r.lines[:i]
+	r.lines = r.lines[i+1:]
+	if i+1 > r.limit {
+		return "", faultf(codeLine, "a line of %d bytes is over the limit of %d", i+1, r.limit)
+	}
+	return line, nil
+}
+
+// more reports whether next has a line at hand without reading.
+func (r *lineReader) more() bool { return r.lines != "" }
+
+// fill reads once. All whole lines then at hand become one string, so that
+// the texts cut from it share one allocation.
+func (r *lineReader) fill() error {
+	if r.n == len(r.buf) {
+		if r.n >= r.limit {
+			return faultf(codeLine, "a line is over the limit of %d bytes", r.limit)
+		}
+		r.buf = append(r.buf, make([]byte, max(readBufferMin, min(len(r.buf), r.limit-len(r.buf))))...)
+	}
+	n, err := r.src.Read(r.buf[r.n:])
+	fresh := r.buf[r.n : r.n+n]
+	r.n += n
+	if end := bytes.LastIndexByte(fresh, '\n') + 1; end > 0 {
+		end += r.n - n
+		r.lines = string(r.buf[:end])
+		full := r.n == len(r.buf)
+		rest := r.buf[end:r.n]
+		switch {
+		case len(r.buf) > readBufferMax && len(rest) <= readBufferMax:
+			r.buf = make([]byte, readBufferMax) // one long line should not cost the session its length for ever
+		case full && len(r.buf) < readBufferMax:
+			r.buf = make([]byte, 2*len(r.buf))
+		}
+		r.n = copy(r.buf, rest)
+		return nil // an error comes again with the next read
+	}
+	if err == io.EOF && r.n > 0 {
+		return errTorn
+	}
+	return err
+}
+
+// A wire is one connection as either side uses it: a reader that always reads,
+// and a writer that alone writes and that nobody waits for. The reader's half
+// is for one goroutine, writeLoop for another, and the rest for any.
+//
+// Nothing here knows what a verb means.
+type wire struct {
+	conn net.Conn
+	in   lineReader
+	wake chan struct{} // holds a token when the writer has something to look at
+
+	mu     sync.Mutex // guards following
+	urgent []byte     // whole lines that go ahead of all others
+	ending ending
+	last   []byte    // the line to end with, if any
+	by     time.Time // when the ending must be over, if ending is endAtOnce
+}
+
+// ending is how far a wire has come on its way to being closed. It only grows.
+type ending uint8
+
+const (
+	notEnding   ending = iota
+	endAfterAll        // when all that waits is written, write the last line and close
+	endAtOnce          // drop what waits
+)
+
+func newWire(conn net.Conn) *wire {
+	return &wire{
+		conn: conn,
+		in:   lineReader{src: conn, limit: greetingLimit},
+		wake: make(chan struct{}, 1),
+	}
+}
+
+// read returns the next message. A *ProtocolError is this side's finding, and
+// any other error the connection's.
+func (c *wire) read() (message, error) {
+	line, err := c.in.next()
+	if err != nil {
+		return message{}, err
+	}
+	return parseMessage(line)
+}
+
+// wakeWriter makes writeLoop call fill again.
+func (c *wire) wakeWriter() {
+	select {
+	case c.wake <- struct{}{}:
+	default: // a token is there already
+	}
+}
+
+// sendUrgent puts m ahead of everything that is not yet being written. It
+// reports false, and drops m, if the peer leaves too much of this kind unread.
+func (c *wire) sendUrgent(m message) bool {
+	c.mu.Lock()
+	ok := len(c.urgent) < urgentBytes
+	if ok {
+		c.urgent = appendMessage(c.urgent, m)
+	}
+	c.mu.Unlock()
+	c.wakeWriter()
+	return ok
+}
+
+// end makes writeLoop finish: after all that waits, or at once. last is the
+// line to end with, or nil. Only the first call for each ending counts.
+//
+// With endAtOnce everything is over within lastWordsTimeout. The reader should
+// meanwhile discard, since on a connection without buffers the peer may have
+// to finish writing before it reads.
+func (c *wire) end(how ending, last []byte) {
+	c.mu.Lock()
+	if how <= c.ending {
+		c.mu.Unlock()
+		return
+	}
+	c.ending = how
+	c.last = last
+	if how == endAtOnce {
+		c.by = time.Now().Add(lastWordsTimeout)
+	}
+	by := c.by
+	c.mu.Unlock()
+	if how == endAtOnce {
+		c.conn.SetDeadline(by)
+	}
+	c.wakeWriter()
+}
+
+// liftReadDeadline lets the reader wait for as long as it takes, unless the
+// wire has been ended at once meanwhile.
+func (c *wire) liftReadDeadline() {
+	c.conn.SetReadDeadline(time.Time{})
+	c.mu.Lock()
+	by := c.by
+	c.mu.Unlock()
+	if !by.IsZero() {
+		c.conn.SetReadDeadline(by)
+	}
+}
+
+// endWithError ends the wire at once, with an ERROR as last words.
+func (c *wire) endWithError(e *ProtocolError) {
+	c.end(endAtOnce, appendMessage(nil, message{verb: verbError, word: e.Code, text: cut(e.Text, maxFailText)}))
+}
+
+// discard reads input and throws it away until the connection ends, or too
+// much has come.
+func (c *wire) discard() {
+	io.CopyN(io.Discard, c.conn, discardBytes)
+}
+
+// writeLoop writes what fill appends, and urgent lines before that, until the
+// wire is ended. fill appends whole lines, and nothing if it has nothing to
+// say; it is called again when something was written or wakeWriter was called.
+//
+// When writeLoop returns, the peer has been told that no more will come, and
+// the reader has at most lastWordsTimeout left: on an error too, since the
+// peer may have said in its last words why it does not read.
+func (c *wire) writeLoop(fill func(dst []byte) []byte) error {
+	var buf []byte
+	for {
+		// The ending is looked at before fill is asked, so that whatever was
+		// there to be said before end was called is said.
+		urgent, ending := c.takeUrgent()
+		if ending == endAtOnce {
+			return c.writeLast()
+		}
+		err := c.write(urgent)
+		buf = fill(buf[:0])
+		if err == nil {
+			err = c.write(buf)
+		}
+		if err != nil {
+			c.conn.SetReadDeadline(time.Now().Add(lastWordsTimeout))
+			return err
+		}
+		if cap(buf) > 4*chunkBytes {
+			buf = nil
+		}
+		if len(urgent)+len(buf) > 0 {
+			continue
+		}
+		if ending == endAfterAll {
+			return c.writeLast()
+		}
+		<-c.wake
+	}
+}
+
+func (c *wire) takeUrgent() ([]byte, ending) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	urgent := c.urgent
+	c.urgent = nil
+	return urgent, c.ending
+}
+
+// write writes whole lines in chunks, cut between lines where it can be, and
+// lets urgent lines in between. It stops early if the wire is ended at once.
+func (c *wire) write(lines []byte) error {
+	for first := true; len(lines) > 0; first = false {
+		if !first {
+			urgent, ending := c.takeUrgent()
+			if ending == endAtOnce {
+				return nil
+			}
+			if err := c.writeLine(urgent); err != nil {
+				return err
+			}
+		}
+		n := len(lines)
+		if n > chunkBytes {
+			if n = bytes.LastIndexByte(lines[:chunkBytes], '\n') + 1; n == 0 {
+				n = bytes.IndexByte(lines, '\n') + 1 // one line longer than a chunk
+			}
+		}
+		if err := c.writeLine(lines[:n]); err != nil {
+			return err
+		}
+		lines = lines[n:]
+	}
+	return nil
+}
+
+// writeLine writes to the end of a line, with a new deadline for each chunk.
+func (c *wire) writeLine(b []byte) error {
+	for len(b) > 0 {
+		c.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+		// end may have set its nearer deadline just before this one.
+		c.mu.Lock()
+		by := c.by
+		c.mu.Unlock()
+		if !by.IsZero() {
+			c.conn.SetWriteDeadline(by)
+		}
+		n, err := c.conn.Write(b[:min(len(b), chunkBytes)])
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// writeLast writes the last line and ends the writing half. What the peer
+// still sends can be read for lastWordsTimeout: closing a TCP connection with
+// unread input would reset it, and the peer could lose what was just written.
+func (c *wire) writeLast() error {
+	c.mu.Lock()
+	last := c.last
+	c.mu.Unlock()
+	err := c.writeLine(last)
+	half, ok := c.conn.(interface{ CloseWrite() error })
+	if err != nil || !ok || last == nil {
+		c.conn.Close()
+		return err
+	}
+	c.conn.SetReadDeadline(time.Now().Add(lastWordsTimeout))
+	half.CloseWrite()
+	return nil
+}

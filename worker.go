@@ -1,0 +1,989 @@
+package taskexec
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A Handler executes tasks on a worker.
+//
+// Handle is called once for each attempt at a task, on several goroutines at a
+// time if the worker has several slots or several workers share the handler.
+// Its ctx is canceled when the coordinator cancels the run, when the session
+// is lost and when the worker's own ctx ends; context.Cause(ctx) says which. A
+// handler that goes on regardless keeps its slot until it returns.
+// TaskInfoFrom(ctx) names the attempt.
+//
+// The output travels to the coordinator's Result as it is, bytes of any kind.
+// It is ignored if err is not nil. An error fails the task with err's text; so
+// does a panic or a call of runtime.Goexit, and the worker goes on serving.
+// An output that does not fit in a line of the wire (1 MiB, escapes included)
+// fails the task too.
+//
+// A task may be executed again after a session was lost, possibly while the
+// attempt cut off still runs elsewhere: make effects idempotent, with the key
+// and the attempt number of TaskInfo where the effect is outside.
+type Handler interface {
+	Handle(ctx context.Context, task Task) (output string, err error)
+}
+
+// HandlerFunc lets a function be a Handler.
+type HandlerFunc func(ctx context.Context, task Task) (output string, err error)
+
+// Handle calls f.
+func (f HandlerFunc) Handle(ctx context.Context, task Task) (string, error) { return f(ctx, task) }
+
+// TaskInfo names one attempt at one task.
+type TaskInfo struct {
+	Run     string // the run's id, unique among all runs of all coordinators
+	Task    int    // the task's index in the run
+	Attempt int    // from 1, greater with each sending of the task
+}
+
+// Key is the same for all attempts at a task and different for all other
+// tasks: the idempotency key of the handler's own effects. Attempt is the
+// fencing token that goes with it: a resource that remembers the greatest it
+// has seen can refuse a late attempt.
+func (i TaskInfo) Key() string { return i.Run + "/" + strconv.Itoa(i.Task) }
+
+// TaskInfoFrom returns the TaskInfo of the attempt that ctx belongs to. It
+// reports false for a ctx that no worker has made.
+func TaskInfoFrom(ctx context.Context) (TaskInfo, bool) {
+	j, ok := ctx.Value(taskInfoKey{}).(*job)
+	if !ok {
+		return TaskInfo{}, false
+	}
+	return TaskInfo{Run: j.session.hello.Run, Task: j.number, Attempt: j.attempt}, true
+}
+
+type taskInfoKey struct{}
+
+// ErrWorkerClosed is returned by Serve, ListenAndServe and ServeConn when
+// Shutdown was called before them, or a coordinator had the worker shut down.
+var ErrWorkerClosed = errors.New("taskexec: worker closed")
+
+// errSessionLost is the cause that a handler's ctx ends with when its
+// coordinator is gone.
+var errSessionLost = errors.New("taskexec: session with the coordinator lost")
+
+// canceledError is the cause that a handler's ctx ends with when the
+// coordinator sent CANCEL.
+type canceledError struct{ cause string }
+
+func (e *canceledError) Error() string {
+	return "taskexec: canceled by the coordinator: " + plainText(e.cause)
+}
+
+// Is makes the cause count as the context.Canceled that ctx.Err returns.
+func (e *canceledError) Is(target error) bool { return target == context.Canceled }
+
+// A Worker executes the tasks that coordinators send it. Its slots are shared
+// by all its sessions, in turns; within a session tasks start in the order
+// they came. Make one with NewWorker; any method may be called from any
+// goroutine.
+type Worker struct {
+	handler  Handler
+	config   workerConfig
+	instance string
+
+	mu        sync.Mutex // guards following, and the fields of sessions and jobs that say so
+	free      int        // slots that execute nothing
+	turns     []*workerSession
+	sessions  map[*workerSession]struct{}
+	listeners map[net.Listener]struct{}
+	serving   int // calls of Serve and ServeConn that have not returned
+	draining  bool
+	drained   chan struct{} // closed when draining and serving is 0
+}
+
+// NewWorker returns a worker that executes tasks with handler. It panics on a
+// nil handler and on options that no program can mean, such as zero slots; an
+// option that depends on data is checked by Serve, ListenAndServe and
+// ServeConn.
+//
+// Defaults: 1 slot, any category, and a name made of the host's name and the
+// process's id.
+func NewWorker(handler Handler, opts ...WorkerOption) *Worker {
+	if handler == nil {
+		panic("taskexec: NewWorker: nil handler")
+	}
+	if f, ok := handler.(HandlerFunc); ok && f == nil {
+		panic("taskexec: NewWorker: nil HandlerFunc")
+	}
+	config := defaultWorkerConfig()
+	for _, o := range opts {
+		o.applyWorker(&config)
+	}
+	return &Worker{
+		handler:   handler,
+		config:    config,
+		instance:  rand.Text(),
+		free:      config.slots,
+		sessions:  make(map[*workerSession]struct{}),
+		listeners: make(map[net.Listener]struct{}),
+		drained:   make(chan struct{}),
+	}
+}
+
+// Name returns the worker's name: that of WithName, or the default.
+func (w *Worker) Name() string { return w.config.name }
+
+// ListenAndServe listens on addr, host:port or unix:/path, and calls Serve.
+// Besides Serve's errors it returns that of an address it cannot listen on.
+func (w *Worker) ListenAndServe(ctx context.Context, addr string) error {
+	network, address, err := splitAddr(addr)
+	if err != nil {
+		return err
+	}
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, network, address)
+	if err != nil {
+		return fmt.Errorf("taskexec: worker %s: %w", quoteUnlessPlain(w.config.name), err)
+	}
+	return w.Serve(ctx, ln)
+}
+
+// Serve accepts sessions from ln until the worker is shut down, ctx ends or ln
+// fails. It closes ln, and it always waits for its sessions and handlers.
+//
+// ctx is the life of the work: when it ends, handlers' contexts are canceled
+// and sessions closed, and Serve returns context.Cause(ctx). After Shutdown,
+// or after a coordinator had the worker shut down, Serve returns nil as soon
+// as its sessions have drained. If ln fails the sessions are closed likewise,
+// and Serve returns ln's error. If Shutdown came first it returns
+// ErrWorkerClosed at once.
+func (w *Worker) Serve(ctx context.Context, ln net.Listener) error {
+	if err := w.enter(ln); err != nil {
+		ln.Close()
+		return err
+	}
+	defer w.leave(ln)
+	defer ln.Close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var sessions sync.WaitGroup
+	defer sessions.Wait()
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			if w.isDraining() {
+				sessions.Wait()
+				return context.Cause(ctx) // nil unless ctx cut the drain short
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			err = fmt.Errorf("taskexec: worker %s: %w", quoteUnlessPlain(w.config.name), err)
+			cancel(err)
+			return err
+		}
+		sessions.Go(func() { w.serveConn(ctx, conn) })
+	}
+}
+
+// ServeConn serves one session over conn, and closes it. It always waits for
+// the session's handlers.
+//
+// ctx is the life of the work, as in Serve. ServeConn returns nil when the
+// coordinator has closed the connection between two messages, or the worker
+// was shut down and the session has drained; context.Cause(ctx) when ctx
+// ended; a *ProtocolError when either side broke the rules; else the
+// connection's error.
+func (w *Worker) ServeConn(ctx context.Context, conn net.Conn) error {
+	if err := w.enter(nil); err != nil {
+		conn.Close()
+		return err
+	}
+	defer w.leave(nil)
+	return w.serveConn(ctx, conn)
+}
+
+// enter counts a call of Serve or ServeConn in, so that a drain waits for it.
+func (w *Worker) enter(ln net.Listener) error {
+	if w.config.err != nil {
+		return w.config.err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.draining {
+		return ErrWorkerClosed
+	}
+	w.serving++
+	if ln != nil {
+		w.listeners[ln] = struct{}{}
+	}
+	return nil
+}
+
+func (w *Worker) leave(ln net.Listener) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.serving--
+	delete(w.listeners, ln)
+	if w.draining && w.serving == 0 {
+		close(w.drained)
+	}
+}
+
+func (w *Worker) isDraining() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.draining
+}
+
+// Shutdown drains the worker: it takes no new session and no new task, gives
+// back what it has not started, lets running handlers finish, sends their
+// reports and closes. It returns nil when that is done and every Serve and
+// ServeConn is about to return.
+//
+// ctx is the caller's patience. If it ends first, Shutdown returns an error
+// that wraps context.Cause(ctx) and names the tasks that still run, and the
+// drain goes on; Shutdown may be called again to wait for it once more. To
+// stop handlers, end the ctx that Serve was given.
+func (w *Worker) Shutdown(ctx context.Context) error {
+	w.drain()
+	select {
+	case <-w.drained:
+		return nil
+	default: // prefer a drain that is over to a ctx that is over too
+	}
+	select {
+	case <-w.drained:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("taskexec: worker %s still runs %s: %w",
+			quoteUnlessPlain(w.config.name), w.running(), context.Cause(ctx))
+	}
+}
+
+// drain starts the drain, once.
+func (w *Worker) drain() {
+	w.mu.Lock()
+	if w.draining {
+		w.mu.Unlock()
+		return
+	}
+	w.draining = true
+	if w.serving == 0 {
+		close(w.drained)
+	}
+	var listeners []net.Listener
+	for ln := range w.listeners {
+		listeners = append(listeners, ln)
+	}
+	var sessions []*workerSession
+	for s := range w.sessions {
+		sessions = append(sessions, s)
+	}
+	w.mu.Unlock()
+	for _, ln := range listeners {
+		ln.Close()
+	}
+	for _, s := range sessions {
+		s.drain()
+	}
+}
+
+// running names the tasks that execute now.
+func (w *Worker) running() string {
+	w.mu.Lock()
+	var sessions []*workerSession
+	for s := range w.sessions {
+		sessions = append(sessions, s)
+	}
+	w.mu.Unlock()
+	var names []string
+	for _, s := range sessions {
+		for _, j := range s.started() {
+			names = append(names, fmt.Sprintf("task %d (%s)", j.number, quoteUnlessPlain(j.instruction)))
+		}
+	}
+	const most = 10
+	switch n := len(names); {
+	case n == 0:
+		return "no task, but sessions are still open"
+	case n > most:
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), n-most)
+	}
+	return strings.Join(names, ", ")
+}
+
+// dispatch starts waiting jobs while slots are free.
+func (w *Worker) dispatch() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.free > 0 {
+		j := w.nextTurn()
+		if j == nil {
+			return
+		}
+		w.free--
+		j.session.slots.Go(func() { j.session.runSlot(j) })
+	}
+}
+
+// nextJob is called by a slot that has finished a job of s. It returns the job
+// to go on with, if the turn is s's again. Otherwise the slot goes to the
+// session whose turn it is, or becomes free.
+//
+// The goroutines of slots belong to sessions, each of which waits for its own.
+func (w *Worker) nextJob(s *workerSession) *job {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	j := w.nextTurn()
+	switch {
+	case j == nil:
+		w.free++
+	case j.session == s:
+		return j
+	default:
+		j.session.slots.Go(func() { j.session.runSlot(j) })
+	}
+	return nil
+}
+
+// nextTurn takes a job from the session whose turn it is; nil if none waits.
+// w.mu is held.
+func (w *Worker) nextTurn() *job {
+	for len(w.turns) > 0 {
+		s := w.turns[0]
+		w.turns[0] = nil
+		w.turns = w.turns[1:]
+		j := s.waiting.pop()
+		if s.inTurn = !s.waiting.empty(); s.inTurn {
+			w.turns = append(w.turns, s)
+		}
+		if j != nil {
+			j.started = true
+			return j
+		}
+	}
+	return nil
+}
+
+// A job is one attempt at a task, and the context of its handler: one
+// allocation for both, since most tasks need no more than the session's
+// context with their name in it.
+type job struct {
+	context.Context // the session's
+	session         *workerSession
+	number          int
+	attempt         int
+	timeout         time.Duration
+	instruction     string
+	cost            int
+
+	// guarded by Worker.mu
+	started  bool
+	returned bool // given back; it stays in the list of waiting jobs until its turn
+}
+
+func (j *job) Value(key any) any {
+	if _, ok := key.(taskInfoKey); ok {
+		return j
+	}
+	return j.Context.Value(key)
+}
+
+// jobs is a list of waiting jobs, first in first out.
+type jobs struct {
+	list     []*job
+	head     int
+	returned int // of those in the list
+}
+
+func (q *jobs) empty() bool { return q.head == len(q.list) }
+
+func (q *jobs) push(j *job) { q.list = append(q.list, j) }
+
+// pop returns nil if only returned jobs were left.
+func (q *jobs) pop() *job {
+	for q.head < len(q.list) {
+		j := q.list[q.head]
+		q.list[q.head] = nil
+		q.head++
+		if q.head == len(q.list) {
+			q.list, q.head = q.list[:0], 0
+		}
+		if !j.returned {
+			return j
+		}
+		q.returned--
+	}
+	return nil
+}
+
+// giveBack marks j returned. The list is cleaned when half of it is such, so
+// that neither many RECALLs nor a slot that is long busy make it grow.
+func (q *jobs) giveBack(j *job) {
+	j.returned = true
+	q.returned++
+	if 2*q.returned < len(q.list)-q.head {
+		return
+	}
+	kept := q.list[:0]
+	for _, j := range q.list[q.head:] {
+		if !j.returned {
+			kept = append(kept, j)
+		}
+	}
+	clear(q.list[len(kept):])
+	q.list, q.head, q.returned = kept, 0, 0
+}
+
+// takeAll empties the list.
+func (q *jobs) takeAll() []*job {
+	var all []*job
+	for j := q.pop(); j != nil; j = q.pop() {
+		all = append(all, j)
+	}
+	return all
+}
+
+// A workerSession is one session seen from the worker. Three kinds of
+// goroutines meet in it: the reader (serveConn's own), the writer, and those of
+// the slots that execute its jobs. The reader never waits for anything but
+// input.
+type workerSession struct {
+	worker *Worker
+	wire   *wire
+	hello  hello           // set before any job exists
+	ctx    context.Context // the handlers'; ends with the session
+	cancel context.CancelCauseFunc
+	slots  sync.WaitGroup
+	batch  []*job // the reader's: RUNs read and not yet accepted
+
+	mu       sync.Mutex // guards following
+	room     sync.Cond  // waited on by reports that do not fit
+	out      []byte     // lines for the writer
+	writing  int        // bytes that the writer has taken and not yet written
+	inFlight map[int]*job
+	cost     int // of inFlight
+	state    sessionState
+
+	// guarded by Worker.mu
+	waiting jobs
+	inTurn  bool // it stands in Worker.turns
+}
+
+// sessionState only grows.
+type sessionState uint8
+
+const (
+	sessionNew      sessionState = iota // no HELLO yet
+	sessionReady                        // takes tasks
+	sessionReturns                      // drained or canceled: a RUN gets RETURN
+	sessionFinished                     // GOODBYE is said, or the connection is over: nothing is reported any more
+)
+
+// reportBytes is how much of reports a session buffers, and one line more. A
+// finished handler whose report does not fit waits, and keeps its slot.
+const reportBytes = 1 << 20
+
+// serveConn is a whole session.
+func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
+	s := &workerSession{worker: w, wire: newWire(conn), inFlight: make(map[int]*job)}
+	s.room.L = &s.mu
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	if !w.addSession(s) {
+		conn.Close()
+		s.cancel(nil)
+		return nil
+	}
+	defer w.removeSession(s)
+
+	var writer sync.WaitGroup
+	var writeErr error
+	writer.Go(func() { writeErr = s.wire.writeLoop(s.fill) })
+	stop := context.AfterFunc(ctx, func() {
+		s.wire.endWithError(faultf(codeClosing, "the worker is closing"))
+	})
+
+	readErr := s.read()
+	stop()
+	finished := s.finish()
+	s.cancel(errSessionLost)
+	s.wire.end(endAtOnce, nil) // if nothing has ended it yet
+	writer.Wait()
+	conn.Close()
+	s.slots.Wait()
+
+	// Why did it end? Our own state first, then what the peer said, and the
+	// connection's word last: an error of it follows from all the others too.
+	var said *ProtocolError
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case finished:
+		return nil
+	case errors.As(readErr, &said):
+		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), said)
+	case writeErr != nil:
+		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), writeErr)
+	case readErr == io.EOF:
+		return nil
+	}
+	return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), readErr)
+}
+
+func (w *Worker) addSession(s *workerSession) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.draining {
+		w.sessions[s] = struct{}{}
+	}
+	return !w.draining
+}
+
+func (w *Worker) removeSession(s *workerSession) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.sessions, s)
+}
+
+// read is the reader: it handles messages until the connection is over, and
+// returns why it is.
+func (s *workerSession) read() error {
+	if err := s.greet(); err != nil {
+		return s.readFailed(err)
+	}
+	for {
+		m, err := s.wire.read()
+		if err == nil {
+			err = s.handle(m)
+		}
+		if err == nil && len(s.batch) > 0 && !s.wire.in.more() {
+			err = s.acceptBatch()
+		}
+		if err != nil {
+			return s.readFailed(err)
+		}
+	}
+}
+
+// readFailed says last words to a peer that broke the rules.
+func (s *workerSession) readFailed(err error) error {
+	var fault *ProtocolError
+	if errors.As(err, &fault) && !fault.Remote {
+		s.wire.endWithError(fault)
+		s.wire.discard()
+	}
+	return err
+}
+
+// greet reads HELLO and answers WELCOME.
+func (s *workerSession) greet() error {
+	w := s.worker
+	s.wire.conn.SetReadDeadline(time.Now().Add(w.config.handshakeTimeout))
+	m, err := s.wire.read()
+	var fault *ProtocolError
+	switch {
+	case isTimeout(err):
+		return faultf(codeTimeout, "no HELLO within %v", w.config.handshakeTimeout)
+	case errors.As(err, &fault) && fault.Code == codeSyntax:
+		return faultf(codeProtocol, "this is a worker of %s, which expects HELLO first: %s", protocolVersion, fault.Text)
+	case err != nil:
+		return err
+	case m.verb == verbError:
+		return &ProtocolError{Code: m.word, Text: m.text, Remote: true}
+	case m.verb != verbHello:
+		return faultf(codeProtocol, "this is a worker of %s, which expects HELLO first, not %s", protocolVersion, m.verb)
+	}
+	h, err := parseHello(m)
+	if err != nil {
+		return err
+	}
+	line, err := w.welcomeLine()
+	if err != nil {
+		return err
+	}
+	s.hello = h
+	s.wire.in.limit = defaultMaxLine
+	s.wire.liftReadDeadline()
+	s.mu.Lock()
+	if s.state == sessionNew {
+		s.state = sessionReady
+		s.out = append(s.out, line...)
+	}
+	s.mu.Unlock()
+	s.wire.wakeWriter()
+	return nil
+}
+
+// welcomeLine is the worker's greeting.
+func (w *Worker) welcomeLine() ([]byte, error) {
+	return appendGreeting(nil, verbWelcome, welcome{
+		Worker:     w.config.name,
+		Instance:   w.instance,
+		Categories: w.config.categories,
+		Slots:      w.config.slots,
+		Window:     windowTasks,
+		MaxLine:    defaultMaxLine,
+		Heartbeat:  true,
+	})
+}
+
+func isTimeout(err error) bool {
+	var t net.Error
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// handle acts on one message. Its error ends the session.
+func (s *workerSession) handle(m message) error {
+	if m.verb == verbRun {
+		j := &job{Context: s.ctx, session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
+		j.cost = taskCost(len(m.text)) // without the verb and numbers: never more than the coordinator counts
+		s.batch = append(s.batch, j)
+		return nil
+	}
+	if err := s.acceptBatch(); err != nil {
+		return err
+	}
+	switch m.verb {
+	case verbRecall:
+		return s.recall(m.task)
+	case verbCancel:
+		return s.cancelAll(m.text)
+	case verbPing:
+		if !s.wire.sendUrgent(message{verb: verbPong, task: m.task}) {
+			return faultf(codeFlood, "too many PINGs whose PONGs are not read")
+		}
+	case verbPong:
+		// Nothing is measured yet.
+	case verbShutdown:
+		s.worker.drain()
+	case verbError:
+		return &ProtocolError{Code: m.word, Text: m.text, Remote: true}
+	default:
+		return faultf(codeState, "a coordinator may not send %s here", m.verb)
+	}
+	return nil
+}
+
+// acceptBatch takes the RUNs that were read together.
+func (s *workerSession) acceptBatch() error {
+	if len(s.batch) == 0 {
+		return nil
+	}
+	batch := s.batch
+	s.batch = s.batch[:0]
+	defer clear(batch)
+	if !serves(s.worker.config.categories, s.hello.Category) {
+		return faultf(codeCategory, "this worker does not serve category %s", quote(s.hello.Category))
+	}
+	if back, err := s.admit(batch); back || err != nil {
+		return err
+	}
+	w := s.worker
+	w.mu.Lock()
+	for _, j := range batch {
+		s.waiting.push(j)
+	}
+	if !s.inTurn {
+		s.inTurn = true
+		w.turns = append(w.turns, s)
+	}
+	w.mu.Unlock()
+	w.dispatch()
+	s.mu.Lock()
+	back := s.state == sessionReturns
+	s.mu.Unlock()
+	if back { // a drain began meanwhile, and did not see these yet
+		return s.returnAll(s.withdraw(), sessionReturns)
+	}
+	return nil
+}
+
+// admit enters jobs as in flight, or gives them back in a session that takes
+// no more.
+func (s *workerSession) admit(batch []*job) (back bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == sessionFinished {
+		return true, nil // what comes after GOODBYE counts as returned
+	}
+	for _, j := range batch {
+		if s.state == sessionReturns {
+			s.appendReport(message{verb: verbReturn, task: j.number})
+			continue
+		}
+		if s.inFlight[j.number] != nil {
+			return false, faultf(codeTask, "task %d is already in flight", j.number)
+		}
+		if s.cost > 0 && s.cost+j.cost > windowBytes {
+			return false, faultf(codeWindow, "more in flight than the %d tasks and %d bytes granted", windowTasks, windowBytes)
+		}
+		s.inFlight[j.number] = j
+		s.cost += j.cost
+	}
+	return s.state == sessionReturns, s.flooded()
+}
+
+// appendReport adds a line for the writer. s.mu is held.
+func (s *workerSession) appendReport(m message) {
+	s.out = appendMessage(s.out, m)
+	s.wire.wakeWriter()
+}
+
+// flooded says whether the reader's own answers pile up unread: it cannot
+// wait for room as a slot does. s.mu is held.
+func (s *workerSession) flooded() error {
+	if len(s.out)+s.writing > 2*reportBytes {
+		return faultf(codeFlood, "too many tasks returned whose RETURNs are not read")
+	}
+	return nil
+}
+
+// recall gives a job back that has not started. One that has, or is already
+// reported, is left alone: the report tells the coordinator.
+func (s *workerSession) recall(number int) error {
+	s.mu.Lock()
+	j := s.inFlight[number]
+	s.mu.Unlock()
+	if j == nil {
+		return nil
+	}
+	w := s.worker
+	w.mu.Lock()
+	back := !j.started && !j.returned
+	if back {
+		s.waiting.giveBack(j)
+	}
+	w.mu.Unlock()
+	if !back {
+		return nil
+	}
+	return s.returnAll([]*job{j}, sessionReady)
+}
+
+// cancelAll cancels what runs, and gives back what does not.
+func (s *workerSession) cancelAll(cause string) error {
+	s.cancel(&canceledError{cause})
+	return s.returnAll(s.withdraw(), sessionReturns)
+}
+
+// withdraw takes away all jobs that have not started.
+func (s *workerSession) withdraw() []*job {
+	w := s.worker
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	unstarted := s.waiting.takeAll()
+	for _, j := range unstarted {
+		j.returned = true
+	}
+	return unstarted
+}
+
+// returnAll reports jobs as returned, and moves the session to state.
+func (s *workerSession) returnAll(unstarted []*job, state sessionState) error {
+	s.mu.Lock()
+	for _, j := range unstarted {
+		s.settle(j)
+		s.appendReport(message{verb: verbReturn, task: j.number})
+	}
+	s.state = max(s.state, state)
+	err := s.flooded()
+	s.mu.Unlock()
+	s.sayGoodbyeIfDrained()
+	return err
+}
+
+// settle takes j out of what is in flight. s.mu is held.
+func (s *workerSession) settle(j *job) {
+	delete(s.inFlight, j.number)
+	s.cost -= j.cost
+}
+
+// drain tells the coordinator that no more is taken, gives back what has not
+// started, and ends the session when nothing runs.
+func (s *workerSession) drain() {
+	s.mu.Lock()
+	switch {
+	case s.state == sessionNew:
+		s.mu.Unlock()
+		s.wire.endWithError(faultf(codeClosing, "the worker is shutting down"))
+		return
+	case s.state < sessionFinished:
+		s.state = sessionReturns
+		s.appendReport(message{verb: verbDrain})
+	}
+	s.mu.Unlock()
+	s.returnAll(s.withdraw(), sessionReturns) // its answers are bounded by the window
+}
+
+// sayGoodbyeIfDrained ends a session of a draining worker that has nothing in
+// flight. Everything reported is written first.
+func (s *workerSession) sayGoodbyeIfDrained() {
+	if !s.worker.isDraining() {
+		return
+	}
+	s.mu.Lock()
+	say := s.state == sessionReturns && len(s.inFlight) == 0
+	if say {
+		s.state = sessionFinished
+	}
+	s.mu.Unlock()
+	if say {
+		s.wire.end(endAfterAll, appendMessage(nil, message{verb: verbGoodbye, text: "Goodbye from " + s.worker.config.name}))
+	}
+}
+
+// finish ends the session's bookkeeping when its connection is over: nothing
+// starts and nothing is reported any more. It says whether GOODBYE was said.
+func (s *workerSession) finish() bool {
+	unstarted := s.withdraw()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, j := range unstarted {
+		s.settle(j)
+	}
+	finished := s.state == sessionFinished
+	s.state = sessionFinished
+	s.room.Broadcast()
+	return finished
+}
+
+// started lists the jobs that execute now.
+func (s *workerSession) started() []*job {
+	s.mu.Lock()
+	var list []*job
+	for _, j := range s.inFlight {
+		list = append(list, j)
+	}
+	s.mu.Unlock()
+	s.worker.mu.Lock()
+	defer s.worker.mu.Unlock()
+	n := 0
+	for _, j := range list {
+		if j.started {
+			list[n] = j
+			n++
+		}
+	}
+	return list[:n]
+}
+
+// fill hands the writer what waits. The writer's buffer comes back as the
+// next one to fill, so the two alternate.
+func (s *workerSession) fill(buf []byte) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	buf, s.out = s.out, buf
+	s.writing = len(buf)
+	s.room.Broadcast()
+	return buf
+}
+
+// runSlot executes j and then whatever nextJob gives, until the slot goes to
+// another session or nothing waits.
+func (s *workerSession) runSlot(j *job) {
+	over := false
+	defer func() {
+		if over {
+			return
+		}
+		// The handler called runtime.Goexit: this goroutine is ending, and
+		// the slot needs another.
+		if j := s.worker.nextJob(s); j != nil {
+			s.slots.Go(func() { s.runSlot(j) })
+		}
+	}()
+	for j != nil {
+		s.execute(j)
+		j = s.worker.nextJob(s)
+	}
+	over = true
+}
+
+// execute calls the handler and reports what it returned.
+func (s *workerSession) execute(j *job) {
+	start := time.Now()
+	m := message{verb: verbFail, task: j.number, word: kindPanic, text: "the handler ended its goroutine (runtime.Goexit)"}
+	// Deferred, so that a Goexit is reported too.
+	defer func() { s.report(j, m) }()
+	m = s.call(j)
+	if m.verb == verbDone {
+		m.time = time.Since(start)
+	}
+}
+
+// call calls the handler and turns what it returns, or panics with, into a
+// report.
+func (s *workerSession) call(j *job) (m message) {
+	defer func() {
+		if v := recover(); v != nil {
+			m = message{verb: verbFail, task: j.number, word: kindPanic, text: fmt.Sprintf("panic: %v\n%s", v, shortStack(debug.Stack()))}
+		}
+	}()
+	var ctx context.Context = j
+	if j.timeout > 0 {
+		c, cancel := context.WithTimeout(j, j.timeout)
+		defer cancel()
+		ctx = c
+	}
+	output, err := s.worker.handler.Handle(ctx, Task{Category: s.hello.Category, Instruction: j.instruction})
+	if err == nil {
+		return message{verb: verbDone, task: j.number, text: output}
+	}
+	kind := kindError
+	switch {
+	case s.ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(s.ctx))):
+		kind = kindCanceled
+	case j.timeout > 0 && ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded):
+		kind = kindTimeout
+	}
+	text := err.Error()
+	if text == "" {
+		text = fmt.Sprintf("%T without a text", err)
+	}
+	return message{verb: verbFail, task: j.number, word: kind, text: text}
+}
+
+// shortStack keeps the part of a panic's stack that names the handler: what
+// follows the frame of panic itself.
+func shortStack(stack []byte) string {
+	s := string(stack)
+	if i := strings.LastIndex(s, "\npanic("); i >= 0 {
+		s = s[i+1:]
+		for range 2 { // the frame is two lines
+			_, s, _ = strings.Cut(s, "\n")
+		}
+	}
+	return cut(s, maxFailText/2)
+}
+
+// report queues the report of a job that ran, as soon as there is room.
+func (s *workerSession) report(j *job, m message) {
+	if m.verb == verbFail {
+		m.text = cut(m.text, maxFailText)
+	}
+	s.mu.Lock()
+	for s.state < sessionFinished && len(s.out)+s.writing > reportBytes {
+		s.room.Wait()
+	}
+	s.settle(j)
+	if s.state < sessionFinished {
+		before := len(s.out)
+		s.appendReport(m)
+		if n := len(s.out) - before; n > s.hello.MaxLine {
+			s.out = s.out[:before]
+			s.appendReport(message{verb: verbFail, task: j.number, word: kindOutput,
+				text: fmt.Sprintf("the output needs a line of %d bytes, over the coordinator's limit of %d", n, s.hello.MaxLine)})
+		}
+	}
+	draining := s.state == sessionReturns && len(s.inFlight) == 0
+	s.mu.Unlock()
+	if draining {
+		s.sayGoodbyeIfDrained()
+	}
+}

@@ -1,0 +1,396 @@
+package taskexec
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// nine is the list that the documentation uses throughout.
+const nine = "a1 a2 c1 b1 c2 b3 b2 b4 a3"
+
+func parsed(t testing.TB, text string) []Task {
+	t.Helper()
+	tasks, err := ParseTasks(text)
+	if err != nil {
+		t.Fatalf("ParseTasks(%.80q): %v", text, err)
+	}
+	return tasks
+}
+
+// scanned reads r to its end, which an error may be.
+func scanned(r io.Reader) ([]Task, error) {
+	s := ScanTasks(r)
+	return slices.Collect(s.All()), s.Err()
+}
+
+// inChunks gives the bytes of text in reads of 0 to 5 bytes, so that every kind of character is cut everywhere.
+func inChunks(text string, random *rand.Rand) io.Reader {
+	return &chunkReader{rest: text, random: random}
+}
+
+type chunkReader struct {
+	rest   string
+	random *rand.Rand
+}
+
+func (r *chunkReader) Read(p []byte) (int, error) {
+	if r.rest == "" {
+		return 0, io.EOF
+	}
+	n := copy(p, r.rest[:min(r.random.IntN(6), len(r.rest))])
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+func TestParseTasksSplitsAtWhiteSpaceAndNowhereElse(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		want []Task
+		why  string
+	}{
+		{"", nil, "an empty input is an empty list, not an error"},
+		{" \t\r\n\u00a0\u3000", nil, "nothing but white space has no instruction in it"},
+		{"a1", []Task{{"a", "a1"}}, "the end of the text ends an instruction"},
+		{"a1 b1", []Task{{"a", "a1"}, {"b", "b1"}}, "a space separates"},
+		{"\n\na1\r\n \tb1\v\f", []Task{{"a", "a1"}, {"b", "b1"}}, "several in a row separate once, and none at the ends counts"},
+		{"a1\u0085b1\u00a0c1\u1680d1", []Task{{"a", "a1"}, {"b", "b1"}, {"c", "c1"}, {"d", "d1"}}, "next line, no-break space and ogham space are white space"},
+		{"a1\u2003b1\u2028c1\u2029d1\u3000e1", []Task{{"a", "a1"}, {"b", "b1"}, {"c", "c1"}, {"d", "d1"}, {"e", "e1"}}, "so are em space, both separators and the ideographic space"},
+		{"a\u200b1", []Task{{"a", "a\u200b1"}}, "a zero width space is none to Unicode"},
+		{"a\x00b\x1bc", []Task{{"a", "a\x00b\x1bc"}}, "an instruction is opaque, control characters included"},
+		{"\x00a", []Task{{"\x00", "\x00a"}}, "an unusable category is a run's to refuse, not the parser's"},
+		{"é1 日本 🙂 a", []Task{{"é", "é1"}, {"日", "日本"}, {"🙂", "🙂"}, {"a", "a"}}, "a category is a whole character of 1 to 4 bytes"},
+		{"e\u0301x", []Task{{"e", "e\u0301x"}}, "a character is a rune: a combining accent is not part of it"},
+		{"\ufeffa1", []Task{{"\ufeff", "\ufeffa1"}}, "a byte order mark is a character like any other"},
+		{"\ufffdx", []Task{{"\ufffd", "\ufffdx"}}, "U+FFFD in the text is valid, though decoders use it for what is not"},
+	} {
+		got, err := ParseTasks(c.text)
+		if err != nil {
+			t.Errorf("ParseTasks(%q): %v; %s", c.text, err, c.why)
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("ParseTasks(%q): %s (-want +got):\n%s", c.text, c.why, diff)
+		}
+	}
+}
+
+func TestInvalidUTF8IsAnErrorNamingItsByte(t *testing.T) {
+	for _, c := range []struct {
+		text   string
+		offset int
+		before []Task // what ScanTasks has given by then
+		why    string
+	}{
+		{"\xff", 0, nil, "a byte that no sequence has, at the start"},
+		{"a1 b\xffc d1", 4, []Task{{"a", "a1"}}, "in the middle of an instruction, which is not given"},
+		{"é1 \xc3", 4, []Task{{"é", "é1"}}, "the offset counts bytes, not characters; the text ends within a sequence"},
+		{"a1 \xe2\x82", 3, []Task{{"a", "a1"}}, "a sequence cut off after two of its three bytes begins at its first"},
+		{"a1 \xe2\x28\xa1", 3, []Task{{"a", "a1"}}, "a sequence that goes on with the wrong byte"},
+		{"\ufffd \x80", 4, []Task{{"\ufffd", "\ufffd"}}, "U+FFFD before it is valid"},
+		{"a \xed\xa0\x80", 2, []Task{{"a", "a"}}, "half a surrogate pair is not UTF-8"},
+		{"a \xc0\xa0", 2, []Task{{"a", "a"}}, "an overlong space does not pass as white space"},
+		{strings.Repeat("a ", 2047) + "日\xe6\x97", 4097, nil, "a sequence that a buffer of 4096 bytes cuts, and the end cuts again"},
+	} {
+		want := fmt.Sprintf("taskexec: invalid UTF-8 at byte %d: instructions must be UTF-8 text, convert the input to it", c.offset)
+		tasks, err := ParseTasks(c.text)
+		if err == nil || err.Error() != want || tasks != nil {
+			t.Errorf("ParseTasks(%.20q) = %v, %v; want error %q: %s", c.text, tasks, err, want, c.why)
+		}
+		for name, r := range map[string]io.Reader{
+			"at once":         strings.NewReader(c.text),
+			"a byte at once":  iotest.OneByteReader(strings.NewReader(c.text)),
+			"error with data": iotest.DataErrReader(strings.NewReader(c.text)),
+		} {
+			tasks, err := scanned(r)
+			if err == nil || err.Error() != want {
+				t.Errorf("ScanTasks(%.20q), %s: error %v; want %q: %s", c.text, name, err, want, c.why)
+			}
+			if c.before == nil {
+				continue
+			}
+			if diff := cmp.Diff(c.before, tasks); diff != "" {
+				t.Errorf("ScanTasks(%.20q), %s: %s (-want +got):\n%s", c.text, name, c.why, diff)
+			}
+		}
+	}
+}
+
+func TestScanTasksReportsABadByteWithoutWaitingForMore(t *testing.T) {
+	// Once the scanner has the bad byte it has no reason to read on, and a terminal might never give more.
+	read := false
+	r := readerFunc(func(p []byte) (int, error) {
+		if read {
+			t.Fatal("ScanTasks reads on after a bad byte")
+		}
+		read = true
+		return copy(p, "a1 \xff"), nil
+	})
+	if _, err := scanned(r); err == nil || !strings.Contains(err.Error(), "byte 3") {
+		t.Errorf("error %v, want one that names byte 3", err)
+	}
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func TestParsedTasksShareTheMemoryOfTheText(t *testing.T) {
+	text := strings.Repeat(nine+"\n", 1000)
+	allocations := testing.AllocsPerRun(10, func() {
+		if tasks, err := ParseTasks(text); err != nil || len(tasks) != 9000 {
+			t.Fatal(len(tasks), err)
+		}
+	})
+	if allocations > 1 {
+		t.Errorf("%v allocations for 9000 tasks, want only that of the slice", allocations)
+	}
+}
+
+func TestScanTasksFindsWhatParseTasksFinds(t *testing.T) {
+	const seed = 2
+	random := rand.New(rand.NewPCG(seed, seed))
+	pieces := []string{" ", "\n", "\r\n", "\u0085", "\u2003", "\u3000", "a", "b1", "é", "日本", "🙂", "\x00", "\ufffd", "\ufeff",
+		"\xff", "\xe2\x82", "\xc3", strings.Repeat("x", 5000)}
+	valid := len(pieces) - 4 // before the three that are not UTF-8, so that most texts parse
+	for range 500 {
+		var b strings.Builder
+		for range random.IntN(40) {
+			b.WriteString(pieces[random.IntN(valid)])
+			if random.IntN(100) == 0 {
+				b.WriteString(pieces[valid+random.IntN(4)])
+			}
+		}
+		text := b.String()
+		want, wantErr := ParseTasks(text)
+		for name, r := range map[string]io.Reader{
+			"at once":         strings.NewReader(text),
+			"a byte at once":  iotest.OneByteReader(strings.NewReader(text)),
+			"half at once":    iotest.HalfReader(strings.NewReader(text)),
+			"error with data": iotest.DataErrReader(strings.NewReader(text)),
+			"random chunks":   inChunks(text, random),
+		} {
+			got, err := scanned(r)
+			if fmt.Sprint(err) != fmt.Sprint(wantErr) {
+				t.Fatalf("ScanTasks(%.200q), %s: error %v, ParseTasks has %v", text, name, err, wantErr)
+			}
+			if wantErr != nil {
+				continue
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Fatalf("ScanTasks(%.200q), %s (-ParseTasks +ScanTasks):\n%s", text, name, diff)
+			}
+		}
+	}
+}
+
+func TestScanTasksGivesATaskBeforeItReadsOn(t *testing.T) {
+	// A program that pipes instructions in as they come up must see each executed, not wait for a full buffer.
+	given := 0
+	reads := 0
+	s := ScanTasks(readerFunc(func(p []byte) (int, error) {
+		if given != reads {
+			t.Fatalf("read number %d comes when %d tasks were given", reads+1, given)
+		}
+		if reads++; reads > 3 {
+			return 0, io.EOF
+		}
+		return copy(p, fmt.Sprintf("a%d\n", reads)), nil
+	}))
+	for task := range s.All() {
+		given++
+		if want := fmt.Sprintf("a%d", given); task.Instruction != want {
+			t.Errorf("task %d is %q, want %q", given, task.Instruction, want)
+		}
+		if given == 3 {
+			break
+		}
+	}
+	if given != 3 {
+		t.Errorf("%d tasks, want 3", given)
+	}
+}
+
+func TestScanTasksNeverGivesAnInstructionThatAReadErrorCutShort(t *testing.T) {
+	// "rm-old" must not run because the connection broke before the rest of "rm-old-backups" came.
+	broken := errors.New("the line broke")
+	for _, c := range []struct {
+		text, want string
+		why        string
+	}{
+		{"a1 rm-old", "taskexec: cannot read tasks beyond byte 9: the line broke", "within a word"},
+		{"a1 日\xe6\x97", "taskexec: cannot read tasks beyond byte 8: the line broke", "within a character: the text is not to blame"},
+		{"a1 ", "taskexec: cannot read tasks beyond byte 3: the line broke", "between words"},
+		{"a1\n\xf0\x9f\x99", "taskexec: cannot read tasks beyond byte 6: the line broke", "within the first character of a word"},
+	} {
+		for name, r := range map[string]io.Reader{
+			"error after data": io.MultiReader(strings.NewReader(c.text), iotest.ErrReader(broken)),
+			"error with data":  iotest.DataErrReader(io.MultiReader(strings.NewReader(c.text), iotest.ErrReader(broken))),
+			"a byte at once":   io.MultiReader(iotest.OneByteReader(strings.NewReader(c.text)), iotest.ErrReader(broken)),
+		} {
+			tasks, err := scanned(r)
+			if diff := cmp.Diff([]Task{{"a", "a1"}}, tasks); diff != "" {
+				t.Errorf("%q, %s, %s (-want +got):\n%s", c.text, name, c.why, diff)
+			}
+			if !errors.Is(err, broken) || err.Error() != c.want {
+				t.Errorf("%q, %s, %s: error %v, want %s", c.text, name, c.why, err, c.want)
+			}
+		}
+	}
+}
+
+func TestScanTasksTakesInstructionsUpTo1MiB(t *testing.T) {
+	longest := strings.Repeat("x", 1<<20-2) + "é"
+	for _, c := range []struct {
+		text    string
+		want    []string
+		wantErr string
+		why     string
+	}{
+		{longest, []string{longest}, "", "exactly the limit, ended by the end"},
+		{" " + longest + "\u3000b1", []string{longest, "b1"}, "", "exactly the limit, ended by white space of three bytes"},
+		{"a1 " + longest + "y b1", []string{"a1"}, "taskexec: the instruction at byte 3 is longer than 1048576 bytes: " +
+			"put white space between instructions, or make it shorter", "one byte more, and the instruction's first byte is named"},
+		{strings.Repeat(" ", 3<<20) + "a1", []string{"a1"}, "", "white space has no limit"},
+	} {
+		s := ScanTasks(strings.NewReader(c.text))
+		var got []string
+		for task := range s.All() {
+			got = append(got, task.Instruction)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %d instructions, want %d", c.why, len(got), len(c.want))
+		}
+		if err := s.Err(); (err != nil || c.wantErr != "") && fmt.Sprint(err) != c.wantErr {
+			t.Errorf("%s: error %v, want %q", c.why, err, c.wantErr)
+		}
+	}
+}
+
+func TestScanTasksTakesLinearTimeHoweverSmallTheReads(t *testing.T) {
+	// Nothing is timed: looking at the instruction again after each of its million reads would outlast the test's timeout.
+	tasks, err := scanned(iotest.OneByteReader(strings.NewReader(strings.Repeat("x", 1<<20))))
+	if err != nil || len(tasks) != 1 {
+		t.Errorf("%d tasks, %v; want 1", len(tasks), err)
+	}
+}
+
+func TestScanTasksStopsReadingAtATooLongInstruction(t *testing.T) {
+	read := 0
+	_, err := scanned(readerFunc(func(p []byte) (int, error) {
+		read += len(p)
+		return copy(p, bytes.Repeat([]byte("x"), len(p))), nil
+	}))
+	if err == nil || read > 1<<20+1<<16 {
+		t.Errorf("error %v after %d bytes of an endless instruction, want one soon after 1 MiB", err, read)
+	}
+}
+
+func TestScanTasksGoesOnAfterABreak(t *testing.T) {
+	s := ScanTasks(strings.NewReader("a1 a2 a3"))
+	for range s.All() {
+		break
+	}
+	if diff := cmp.Diff([]Task{{"a", "a2"}, {"a", "a3"}}, slices.Collect(s.All())); diff != "" {
+		t.Errorf("after a break (-want +got):\n%s", diff)
+	}
+	if more := slices.Collect(s.All()); more != nil || s.Err() != nil {
+		t.Errorf("after the end: %v, %v; want nothing", more, s.Err())
+	}
+}
+
+func TestScanTasksErrorStays(t *testing.T) {
+	s := ScanTasks(strings.NewReader("a1 \xff a2"))
+	for range s.All() {
+	}
+	err := s.Err()
+	if more := slices.Collect(s.All()); err == nil || more != nil || s.Err() != err {
+		t.Errorf("after error %v, going on gives %v and error %v; want nothing and the same error", err, more, s.Err())
+	}
+}
+
+func TestScanTasksOfNilPanics(t *testing.T) {
+	defer func() {
+		if got := fmt.Sprint(recover()); !strings.HasPrefix(got, "taskexec: ") {
+			t.Errorf("panic %q, want one of taskexec", got)
+		}
+	}()
+	ScanTasks(nil)
+}
+
+func FuzzParseTasks(f *testing.F) {
+	f.Add(nine)
+	f.Fuzz(func(t *testing.T, text string) {
+		tasks, err := ParseTasks(text)
+		if (err == nil) != utf8.ValidString(text) {
+			t.Fatalf("error %v for %q", err, text)
+		}
+		if slices.ContainsFunc(tasks, func(task Task) bool { return len(task.Instruction) > maxScannedInstruction }) {
+			t.Skip("ScanTasks has a limit that ParseTasks has not")
+		}
+		again, scanErr := scanned(iotest.OneByteReader(strings.NewReader(text)))
+		if fmt.Sprint(err) != fmt.Sprint(scanErr) {
+			t.Fatalf("ParseTasks: %v, ScanTasks: %v", err, scanErr)
+		}
+		if err != nil {
+			return
+		}
+		if !slices.Equal(tasks, again) { // cmp.Diff is slow, and says only how they differ
+			t.Fatalf("(-ParseTasks +ScanTasks):\n%s", cmp.Diff(tasks, again))
+		}
+
+		var instructions []string
+		for _, task := range tasks {
+			if task.Instruction == "" || strings.ContainsFunc(task.Instruction, unicode.IsSpace) {
+				t.Fatalf("instruction %q", task.Instruction)
+			}
+			instructions = append(instructions, task.Instruction)
+		}
+		if again := parsed(t, strings.Join(instructions, " ")); !slices.Equal(tasks, again) {
+			t.Fatalf("joined and parsed again (-before +after):\n%s", cmp.Diff(tasks, again))
+		}
+	})
+}
+
+// millionText is a million instructions of 16 bytes, in three categories.
+func millionText() string {
+	var b strings.Builder
+	for i := range 1_000_000 {
+		fmt.Fprintf(&b, "%c%015d\n", 'a'+rune(i%3), i)
+	}
+	return b.String()
+}
+
+func BenchmarkParseTasks(b *testing.B) {
+	text := millionText()
+	b.SetBytes(int64(len(text)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := ParseTasks(text); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkScanTasks(b *testing.B) {
+	text := millionText()
+	b.SetBytes(int64(len(text)))
+	b.ReportAllocs()
+	for b.Loop() {
+		s := ScanTasks(strings.NewReader(text))
+		for range s.All() {
+		}
+		if err := s.Err(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

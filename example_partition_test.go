@@ -44,3 +44,36 @@ func ExampleScanTasks() {
 	// a a2
 	// c c1
 }
+
+func ExamplePartition() {
+	tasks, err := taskexec.ParseTasks("a1 a2 c1 b1 c2 b3 b2 b4 a3")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for _, group := range taskexec.Partition(tasks) {
+		fmt.Print(group.Category, ":")
+		for _, task := range group.Tasks {
+			fmt.Print(" ", task.Instruction)
+		}
+		fmt.Println()
+	}
+	// Output:
+	// a: a1 a2 a3
+	// b: b1 b3 b2 b4
+	// c: c1 c2
+}
+
+// A category may have a name of its own; then the instruction can be anything.
+func ExamplePartition_categories() {
+	for _, group := range taskexec.Partition([]taskexec.Task{
+		{Category: "render", Instruction: `{"frame": 1}`},
+		{Category: "encode", Instruction: `{"film": "x"}`},
+		{Category: "render", Instruction: `{"frame": 2}`},
+	}) {
+		fmt.Println(group.Category, len(group.Tasks))
+	}
+	// Output:
+	// encode 1
+	// render 2
+}

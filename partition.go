@@ -2,9 +2,12 @@ package taskexec
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"iter"
+	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -195,4 +198,161 @@ func (s *TaskScanner) errBadByte() error {
 		}
 	}
 	return errInvalidUTF8(s.offset)
+}
+
+// wantedCategory is the category that t names, whether it can be used or not: its own, or else the first
+// character of its instruction.
+func wantedCategory(t Task) string {
+	if t.Category != "" {
+		return t.Category
+	}
+	return firstRune(t.Instruction)
+}
+
+// maxCategory keeps a category within what a greeting and a log line have room for, in bytes.
+const maxCategory = 255
+
+// categoryFault says why category cannot be used, and "" if it can. The reasons are constants, because Partition
+// may ask for one of each of a million tasks.
+func categoryFault(category string) string {
+	switch {
+	case category == "":
+		return "it is empty"
+	case len(category) > maxCategory:
+		return "it is longer than 255 bytes"
+	case !utf8.ValidString(category):
+		return "it is not valid UTF-8"
+	case strings.ContainsFunc(category, unicode.IsControl):
+		return "it has a control character"
+	}
+	return ""
+}
+
+// categoryOf is the category under which t is dispatched. If t has none that can be used, it is "" and ok is false.
+func categoryOf(t Task) (category string, ok bool) {
+	category = wantedCategory(t)
+	if categoryFault(category) != "" {
+		return "", false
+	}
+	return category, true
+}
+
+// Order says in which stages the tasks of a run are dispatched. Stages run one after another: every task of a stage has
+// its outcome before the first task of the next one is sent.
+type Order int
+
+const (
+	// ByCategory, the default, makes each category a stage, in the order of the categories' bytes, which is that of
+	// their Unicode code points. Within a category the tasks keep the order of the list.
+	ByCategory Order = iota
+
+	// ByInput makes each task a stage, in the order of the list.
+	ByInput
+)
+
+// String is the name of the constant, such as "ByCategory"; for any other value it is "Order(7)".
+func (o Order) String() string {
+	switch o {
+	case ByCategory:
+		return "ByCategory"
+	case ByInput:
+		return "ByInput"
+	}
+	return "Order(" + strconv.Itoa(int(o)) + ")"
+}
+
+// A Group is the tasks of one category that are dispatched together.
+type Group struct {
+	Category string
+	Tasks    []Task // in input order, at least one
+}
+
+// Partition sorts tasks into one group a category. The groups are sorted by category, as [ByCategory] runs them, and within
+// a group the tasks keep their order. Every task is in exactly one group, with its Category set to the group's.
+//
+// Tasks whose category cannot be used (see [Task]) are in a group with the Category "", unchanged. That group comes first, and
+// a run would refuse its tasks. No tasks give no groups.
+//
+// The tasks are copied, and tasks is left as it is; the text of categories and instructions is shared. It takes
+// linear time, but for the sorting of the categories.
+func Partition(tasks []Task) []Group {
+	a := arrange(tasks, ByCategory, nil)
+	indices, sizes := a.byCategory()
+	copies := make([]Task, len(tasks))
+	for to, from := range indices {
+		copies[to] = tasks[from]
+		if category := a.categories[a.of[from]]; category != "" {
+			copies[to].Category = category
+		}
+	}
+	groups := make([]Group, len(sizes))
+	for c, size := range sizes {
+		// The capacity ends with the group, so that appending to one never writes into the next.
+		groups[c] = Group{Category: a.categories[c], Tasks: copies[:size:size]}
+		copies = copies[size:]
+	}
+	return groups
+}
+
+// An arrangement says of each task which category it belongs to, and in which order the categories come. It is what
+// Partition shows and what a plan dispatches by, so that the two cannot differ.
+type arrangement struct {
+	categories []string // each once; "" if there are tasks without a usable one
+	of         []int    // of[i] is the index in categories of task i's category
+}
+
+// arrange finds the category of every task. ByInput has the categories in order of first appearance; every other order
+// has those of sequence first, as far as there are tasks of them, and then the rest, sorted.
+func arrange(tasks []Task, order Order, sequence []string) arrangement {
+	a := arrangement{of: make([]int, len(tasks))}
+	numbers := make(map[string]int)
+	for i, task := range tasks {
+		category, _ := categoryOf(task)
+		number, known := numbers[category]
+		if !known {
+			number = len(a.categories)
+			numbers[category] = number
+			a.categories = append(a.categories, category)
+		}
+		a.of[i] = number
+	}
+	if order == ByInput {
+		return a
+	}
+
+	// Below zero for the categories listed, zero for all others.
+	rank := make(map[string]int, len(sequence))
+	for i, category := range sequence {
+		rank[category] = i - len(sequence)
+	}
+	slices.SortFunc(a.categories, func(x, y string) int {
+		return cmp.Or(cmp.Compare(rank[x], rank[y]), strings.Compare(x, y))
+	})
+
+	renumbered := make([]int, len(a.categories))
+	for number, category := range a.categories {
+		renumbered[numbers[category]] = number
+	}
+	for i, number := range a.of {
+		a.of[i] = renumbered[number]
+	}
+	return a
+}
+
+// byCategory gives the index of every task, category by category and in input order within one, and how many there are of each.
+func (a arrangement) byCategory() (indices, sizes []int) {
+	sizes = make([]int, len(a.categories))
+	for _, c := range a.of {
+		sizes[c]++
+	}
+	next := make([]int, len(sizes)) // where the next task of each category goes
+	for c := 1; c < len(sizes); c++ {
+		next[c] = next[c-1] + sizes[c-1]
+	}
+	indices = make([]int, len(a.of))
+	for i, c := range a.of {
+		indices[next[c]] = i
+		next[c]++
+	}
+	return indices, sizes
 }

@@ -327,6 +327,118 @@ func TestScanTasksOfNilPanics(t *testing.T) {
 	ScanTasks(nil)
 }
 
+func TestCategoryIsTheTasksOwnOrItsFirstCharacter(t *testing.T) {
+	long := strings.Repeat("é", 127) + "x"
+	for _, c := range []struct {
+		task  Task
+		want  string
+		fault string
+		why   string
+	}{
+		{Task{"", "a1"}, "a", "", "by default the first character"},
+		{Task{"b", "a1"}, "b", "", "unless the task says otherwise"},
+		{Task{"b", ""}, "b", "", "an instruction may be empty when the task has a category"},
+		{Task{"", "日本"}, "日", "", "a character may have several bytes"},
+		{Task{"", " x"}, " ", "", "a space is a character, and an instruction is not trimmed"},
+		{Task{"", "a\xff"}, "a", "", "only the first character has to be valid"},
+		{Task{"gpu large/2", "x"}, "gpu large/2", "", "a category may be longer than a character, spaces included"},
+		{Task{long, "x"}, long, "", "255 bytes are allowed"},
+		{Task{"\ufffd", "x"}, "\ufffd", "", "U+FFFD is valid UTF-8"},
+		{Task{"", ""}, "", "it is empty", "there is no first character"},
+		{Task{long + "x", "x"}, "", "it is longer than 255 bytes", "256 bytes are too many"},
+		{Task{"\xff", "x"}, "", "it is not valid UTF-8", "the own category is bad"},
+		{Task{"a\xe2\x82", "x"}, "", "it is not valid UTF-8", "the own category ends within a character"},
+		{Task{"", "\xffa"}, "", "it is not valid UTF-8", "the instruction is bytes, and none was meant as a category"},
+		{Task{"", "\x00a"}, "", "it has a control character", "a control character is no category by default"},
+		{Task{"a\nb", "x"}, "", "it has a control character", "nor when it is within a category"},
+		{Task{"a\u0085", "x"}, "", "it has a control character", "nor when it has two bytes"},
+		{Task{"a\x7f", "x"}, "", "it has a control character", "delete is one"},
+	} {
+		got, ok := categoryOf(c.task)
+		if got != c.want || ok != (c.fault == "") {
+			t.Errorf("categoryOf(%.20q) = %.20q, %v; want %.20q: %s", c.task, got, ok, c.want, c.why)
+		}
+		if fault := categoryFault(wantedCategory(c.task)); fault != c.fault {
+			t.Errorf("%.20q has the fault %q, want %q: %s", c.task, fault, c.fault, c.why)
+		}
+	}
+}
+
+func TestPartitionGroupsByCategoryInInputOrder(t *testing.T) {
+	for _, c := range []struct {
+		tasks []Task
+		want  []Group
+		why   string
+	}{
+		{nil, []Group{}, "no tasks give no groups"},
+		{parsed(t, nine), []Group{
+			{"a", []Task{{"a", "a1"}, {"a", "a2"}, {"a", "a3"}}},
+			{"b", []Task{{"b", "b1"}, {"b", "b3"}, {"b", "b2"}, {"b", "b4"}}},
+			{"c", []Task{{"c", "c1"}, {"c", "c2"}}},
+		}, "groups are sorted, tasks are not"},
+		{[]Task{{"", "b1"}, {"b", "x"}, {"", "a1"}}, []Group{
+			{"a", []Task{{"a", "a1"}}},
+			{"b", []Task{{"b", "b1"}, {"b", "x"}}},
+		}, "a category is the same, said or taken from the instruction, and is set in the result"},
+		{[]Task{{"a", "a1"}, {"a", "a1"}}, []Group{{"a", []Task{{"a", "a1"}, {"a", "a1"}}}}, "equal tasks are two tasks"},
+		{parsed(t, "日 é z Z 10 9"), []Group{
+			{"1", []Task{{"1", "10"}}}, {"9", []Task{{"9", "9"}}}, {"Z", []Task{{"Z", "Z"}}},
+			{"z", []Task{{"z", "z"}}}, {"é", []Task{{"é", "é"}}}, {"日", []Task{{"日", "日"}}},
+		}, "sorted by code point, without regard to language"},
+		{[]Task{{"a", "a1"}, {"\n", "x"}, {"", ""}, {"", "\xff"}}, []Group{
+			{"", []Task{{"\n", "x"}, {"", ""}, {"", "\xff"}}},
+			{"a", []Task{{"a", "a1"}}},
+		}, "tasks without a usable category stay together as they are, and none is dropped"},
+	} {
+		before := slices.Clone(c.tasks)
+		if diff := cmp.Diff(c.want, Partition(c.tasks)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.why, diff)
+		}
+		if diff := cmp.Diff(before, c.tasks); diff != "" {
+			t.Errorf("%s: the input changed (-before +after):\n%s", c.why, diff)
+		}
+	}
+}
+
+func TestPartitionSharesNoTaskWithItsInputOrBetweenGroups(t *testing.T) {
+	tasks := parsed(t, "a1 b1")
+	groups := Partition(tasks)
+	groups[0].Tasks = append(groups[0].Tasks, Task{"a", "a2"})
+	groups[1].Tasks[0].Instruction = "b2"
+	want := []Group{{"a", []Task{{"a", "a1"}, {"a", "a2"}}}, {"b", []Task{{"b", "b2"}}}}
+	if diff := cmp.Diff(want, groups); diff != "" {
+		t.Errorf("appending to a group (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]Task{{"a", "a1"}, {"b", "b1"}}, tasks); diff != "" {
+		t.Errorf("the input (-want +got):\n%s", diff)
+	}
+}
+
+func TestAMillionTasksTakeLinearTime(t *testing.T) {
+	// Nothing is timed: what takes quadratic time here would not end before the test's timeout.
+	const n = 1_000_000
+	var b strings.Builder
+	for c := range 20000 { // categories
+		b.WriteRune(rune(0x4e00 + c))
+		b.WriteByte('\n')
+	}
+	tasks := parsed(t, strings.Repeat(b.String(), n/20000))
+	if len(tasks) != n {
+		t.Fatalf("%d tasks, want %d", len(tasks), n)
+	}
+	if groups := Partition(tasks); len(groups) != 20000 {
+		t.Errorf("%d groups, want 20000", len(groups))
+	}
+}
+
+func TestOrderIsNamedInMessages(t *testing.T) {
+	for order, want := range map[Order]string{ByCategory: "ByCategory", ByInput: "ByInput", 7: "Order(7)", -1: "Order(-1)"} {
+		if got := order.String(); got != want {
+			t.Errorf("Order(%d).String() = %q, want %q", int(order), got, want)
+		}
+	}
+}
+
 func FuzzParseTasks(f *testing.F) {
 	f.Add(nine)
 	f.Fuzz(func(t *testing.T, text string) {
@@ -357,6 +469,24 @@ func FuzzParseTasks(f *testing.F) {
 		}
 		if again := parsed(t, strings.Join(instructions, " ")); !slices.Equal(tasks, again) {
 			t.Fatalf("joined and parsed again (-before +after):\n%s", cmp.Diff(tasks, again))
+		}
+
+		left := map[Task]int{}
+		for _, task := range tasks {
+			left[task]++
+		}
+		for _, group := range Partition(tasks) {
+			for _, task := range group.Tasks {
+				if task.Category != group.Category && group.Category != "" {
+					t.Fatalf("task %q in group %q", task, group.Category)
+				}
+				left[task]--
+			}
+		}
+		for task, n := range left {
+			if n != 0 {
+				t.Fatalf("Partition has task %q %d times too few", task, n)
+			}
 		}
 	})
 }
@@ -392,5 +522,13 @@ func BenchmarkScanTasks(b *testing.B) {
 		if err := s.Err(); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func BenchmarkPartition(b *testing.B) {
+	tasks := parsed(b, millionText())
+	b.ReportAllocs()
+	for b.Loop() {
+		Partition(tasks)
 	}
 }

@@ -237,6 +237,14 @@ func categoryOf(t Task) (category string, ok bool) {
 	return category, true
 }
 
+// errUnusableCategory says why categoryOf refused t. It has no "taskexec: " of its own, as it is always the cause in a TaskError.
+func errUnusableCategory(t Task) error {
+	wanted := wantedCategory(t)
+	// 64 characters show which category is meant; the text of a task may be of any length.
+	return fmt.Errorf("category %.64q cannot be used, %s: set Task.Category to 1 to 255 bytes of UTF-8 without control characters",
+		wanted, categoryFault(wanted))
+}
+
 // Order says in which stages the tasks of a run are dispatched. Stages run one after another: every task of a stage has
 // its outcome before the first task of the next one is sent.
 type Order int
@@ -355,4 +363,89 @@ func (a arrangement) byCategory() (indices, sizes []int) {
 		next[c]++
 	}
 	return indices, sizes
+}
+
+// A plan is the stages of a run. It names tasks by their index in the list it was made from, and never changes.
+type plan struct {
+	arrangement arrangement
+	indices     []int // every task once, in the order of stages and groups
+	sizes       []int // sizes[c] tasks of category number c make a group
+	width       int   // how many groups make a stage
+	final       []int // final[c] is the last task of category number c
+}
+
+// A stage is the groups that may run at the same time.
+type stage struct {
+	groups []stageGroup
+	last   []string // the categories that no later stage needs
+}
+
+// A stageGroup is a Group by its tasks' indices, which are ascending.
+type stageGroup struct {
+	category string
+	indices  []int
+}
+
+// newPlan plans tasks, in linear time but for the sorting of the categories. Its error is the *TaskError of the first task whose
+// category cannot be used.
+//
+// sequence lists categories that come before all others, in that order, each once; those without a task are passed over.
+// ByInput has no use for it.
+func newPlan(tasks []Task, order Order, sequence []string) (*plan, error) {
+	a := arrange(tasks, order, sequence)
+	if unusable := slices.Index(a.categories, ""); unusable >= 0 {
+		i := slices.Index(a.of, unusable)
+		return nil, &TaskError{Index: i, Task: tasks[i], Outcome: Failed, Err: errUnusableCategory(tasks[i])}
+	}
+
+	p := &plan{arrangement: a, width: 1, final: make([]int, len(a.categories))}
+	for i, c := range a.of {
+		p.final[c] = i
+	}
+	switch order {
+	case ByInput:
+		p.indices = make([]int, len(tasks))
+		for i := range p.indices {
+			p.indices[i] = i
+		}
+		p.sizes = slices.Repeat([]int{1}, len(a.categories))
+	default:
+		p.indices, p.sizes = a.byCategory()
+	}
+	return p, nil
+}
+
+// categories is every category of the plan once, in the order in which the stages first need them. The caller must not change it.
+func (p *plan) categories() []string {
+	return p.arrangement.categories
+}
+
+// stages gives the stages in order, numbered from 0, none of them empty.
+//
+// The slices of a stage are used again for the next one, so that a million stages cost no allocation each: they are
+// valid until the loop goes on. The indices within a group are the plan's: valid as long as it is,
+// not to be written to, but to be appended to.
+func (p *plan) stages() iter.Seq2[int, stage] {
+	return func(yield func(int, stage) bool) {
+		var s stage
+		rest := p.indices
+		for number := 0; len(rest) > 0; number++ {
+			s.groups, s.last = s.groups[:0], s.last[:0]
+			for len(rest) > 0 && len(s.groups) < p.width {
+				c := p.arrangement.of[rest[0]]
+				size := p.sizes[c]
+				// The capacity ends with the group, so that a queue made of it can put tasks back without writing into the next.
+				group := stageGroup{category: p.arrangement.categories[c], indices: rest[:size:size]}
+				rest = rest[size:]
+				s.groups = append(s.groups, group)
+				// The group with a category's last task is the last group of it.
+				if group.indices[size-1] == p.final[c] {
+					s.last = append(s.last, group.category)
+				}
+			}
+			if !yield(number, s) {
+				return
+			}
+		}
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -358,9 +359,39 @@ func TestCategoryIsTheTasksOwnOrItsFirstCharacter(t *testing.T) {
 		if got != c.want || ok != (c.fault == "") {
 			t.Errorf("categoryOf(%.20q) = %.20q, %v; want %.20q: %s", c.task, got, ok, c.want, c.why)
 		}
-		if fault := categoryFault(wantedCategory(c.task)); fault != c.fault {
-			t.Errorf("%.20q has the fault %q, want %q: %s", c.task, fault, c.fault, c.why)
+		_, err := newPlan([]Task{{"a", "a1"}, c.task}, ByCategory, nil)
+		if c.fault == "" {
+			if err != nil {
+				t.Errorf("newPlan refuses %.20q: %v; %s", c.task, err, c.why)
+			}
+			continue
 		}
+		var refused *TaskError
+		if !errors.As(err, &refused) {
+			t.Errorf("newPlan with %.20q: error %v, want a *TaskError: %s", c.task, err, c.why)
+			continue
+		}
+		if refused.Index != 1 || refused.Task != c.task || refused.Outcome != Failed || !strings.Contains(refused.Err.Error(), c.fault) {
+			t.Errorf("newPlan with %.20q: %+v, want task 1 Failed because %s: %s", c.task, refused, c.fault, c.why)
+		}
+	}
+}
+
+func TestPlanRefusesTheFirstUnusableCategory(t *testing.T) {
+	tasks := []Task{{"b", "b1"}, {"", "\x01"}, {"a", "a1"}, {"", ""}}
+	for _, order := range []Order{ByCategory, ByInput} {
+		p, err := newPlan(tasks, order, []string{"b"})
+		var refused *TaskError
+		if p != nil || !errors.As(err, &refused) || refused.Index != 1 {
+			t.Errorf("%v: newPlan = %v, %v; want no plan, and the error of task 1", order, p, err)
+		}
+	}
+}
+
+func TestAnUnusableCategoryIsQuotedAndCut(t *testing.T) {
+	err := errUnusableCategory(Task{Category: "x\n" + strings.Repeat("日", 1000)})
+	if text := err.Error(); len(text) > 400 || strings.Contains(text, "\n") || !strings.Contains(text, `x\n日`) {
+		t.Errorf("%d bytes: %s; want the beginning of the category, quoted", len(text), text)
 	}
 }
 
@@ -414,6 +445,194 @@ func TestPartitionSharesNoTaskWithItsInputOrBetweenGroups(t *testing.T) {
 	}
 }
 
+// shown is a stage as the tests write it down: its groups, each as category:index,index and, after a bar, the categories that
+// are needed no more.
+func shown(stages iter.Seq2[int, stage]) []string {
+	var lines []string
+	for number, s := range stages {
+		var b strings.Builder
+		fmt.Fprintf(&b, "%d", number)
+		for _, g := range s.groups {
+			fmt.Fprintf(&b, " %s:%s", g.category, strings.Trim(strings.Join(strings.Fields(fmt.Sprint(g.indices)), ","), "[]"))
+		}
+		fmt.Fprintf(&b, " |%s", strings.Join(s.last, ","))
+		lines = append(lines, b.String())
+	}
+	return lines
+}
+
+func TestPlanStages(t *testing.T) {
+	for _, c := range []struct {
+		text       string
+		order      Order
+		sequence   []string
+		categories []string
+		stages     []string
+		why        string
+	}{
+		{nine, ByCategory, nil, []string{"a", "b", "c"}, []string{"0 a:0,1,8 |a", "1 b:3,5,6,7 |b", "2 c:2,4 |c"},
+			"a stage a category, sorted"},
+		{nine, ByCategory, []string{"c"}, []string{"c", "a", "b"}, []string{"0 c:2,4 |c", "1 a:0,1,8 |a", "2 b:3,5,6,7 |b"},
+			"the listed category first, the rest sorted"},
+		{nine, ByCategory, []string{"c", "b", "a"}, []string{"c", "b", "a"}, []string{"0 c:2,4 |c", "1 b:3,5,6,7 |b", "2 a:0,1,8 |a"},
+			"all listed"},
+		{nine, ByCategory, []string{"x", "b", "y"}, []string{"b", "a", "c"}, []string{"0 b:3,5,6,7 |b", "1 a:0,1,8 |a", "2 c:2,4 |c"},
+			"a listed category without a task makes no stage"},
+		{nine, ByInput, nil, []string{"a", "c", "b"}, []string{"0 a:0 |", "1 a:1 |", "2 c:2 |", "3 b:3 |", "4 c:4 |c", "5 b:5 |", "6 b:6 |", "7 b:7 |b", "8 a:8 |a"},
+			"a stage a task; a category is needed until its last task"},
+		{"b1 a1", ByInput, []string{"a"}, []string{"b", "a"}, []string{"0 b:0 |b", "1 a:1 |a"},
+			"the list's own order is not reordered by category"},
+		{"", ByCategory, []string{"a"}, nil, nil, "no tasks, no stages, whatever is listed"},
+		{"", ByInput, nil, nil, nil, "no tasks, no stages"},
+	} {
+		p, err := newPlan(parsed(t, c.text), c.order, c.sequence)
+		if err != nil {
+			t.Errorf("%s: %v", c.why, err)
+			continue
+		}
+		if diff := cmp.Diff(c.categories, p.categories()); diff != "" {
+			t.Errorf("%v, %v: categories: %s (-want +got):\n%s", c.order, c.sequence, c.why, diff)
+		}
+		for range 2 { // a plan can be gone through again
+			if diff := cmp.Diff(c.stages, shown(p.stages())); diff != "" {
+				t.Errorf("%v, %v: %s (-want +got):\n%s", c.order, c.sequence, c.why, diff)
+			}
+		}
+	}
+}
+
+func TestIndicesOfAGroupOutliveItsStage(t *testing.T) {
+	p, err := newPlan(parsed(t, nine), ByCategory, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kept [][]int
+	for _, s := range p.stages() {
+		kept = append(kept, append(s.groups[0].indices, -1))
+	}
+	if diff := cmp.Diff([][]int{{0, 1, 8, -1}, {3, 5, 6, 7, -1}, {2, 4, -1}}, kept); diff != "" {
+		t.Errorf("kept, and appended to (-want +got):\n%s", diff)
+	}
+}
+
+func TestStagesEndWithTheLoop(t *testing.T) {
+	p, err := newPlan(parsed(t, nine), ByInput, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for number := range p.stages() {
+		if number == 1 {
+			break // an iterator that goes on all the same is a panic of the runtime's
+		}
+	}
+}
+
+func TestAStageMayHaveSeveralGroups(t *testing.T) {
+	// What an order that runs categories at the same time needs of stages: all groups in one, each category's end seen once.
+	p, err := newPlan(parsed(t, nine), ByCategory, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.width = 2
+	if diff := cmp.Diff([]string{"0 a:0,1,8 b:3,5,6,7 |a,b", "1 c:2,4 |c"}, shown(p.stages())); diff != "" {
+		t.Errorf("two groups a stage (-want +got):\n%s", diff)
+	}
+	p.width = len(p.categories())
+	if diff := cmp.Diff([]string{"0 a:0,1,8 b:3,5,6,7 c:2,4 |a,b,c"}, shown(p.stages())); diff != "" {
+		t.Errorf("all groups in a stage (-want +got):\n%s", diff)
+	}
+}
+
+func TestPlanDispatchesWhatPartitionShows(t *testing.T) {
+	const seed = 3
+	random := rand.New(rand.NewPCG(seed, seed))
+	for range 100 {
+		tasks := randomTasks(random, random.IntN(200))
+		p, err := newPlan(tasks, ByCategory, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		groups := []Group{}
+		for _, s := range p.stages() {
+			g := Group{Category: s.groups[0].category}
+			for _, i := range s.groups[0].indices {
+				g.Tasks = append(g.Tasks, Task{g.Category, tasks[i].Instruction})
+			}
+			groups = append(groups, g)
+		}
+		if diff := cmp.Diff(groups, Partition(tasks)); diff != "" {
+			t.Fatalf("(-plan +Partition):\n%s", diff)
+		}
+	}
+}
+
+// randomTasks gives n tasks of up to 30 categories, some of which name their own.
+func randomTasks(random *rand.Rand, n int) []Task {
+	tasks := make([]Task, n)
+	for i := range tasks {
+		tasks[i].Instruction = fmt.Sprintf("%c%d", 'a'+rune(random.IntN(26)), i)
+		if random.IntN(3) == 0 {
+			tasks[i].Category = fmt.Sprintf("c%d", random.IntN(5))
+		}
+	}
+	return tasks
+}
+
+func TestEveryTaskIsInExactlyOneStage(t *testing.T) {
+	const seed = 4
+	random := rand.New(rand.NewPCG(seed, seed))
+	for range 500 {
+		tasks := randomTasks(random, random.IntN(100))
+		for _, order := range []Order{ByCategory, ByInput} {
+			p, err := newPlan(tasks, order, []string{"c3", "b"}[:random.IntN(3)])
+			if err != nil {
+				t.Fatal(err)
+			}
+			times := make([]int, len(tasks))
+			ended := map[string]bool{}
+			for number, s := range p.stages() {
+				for _, g := range s.groups {
+					if ended[g.category] {
+						t.Fatalf("%v: stage %d needs %q, which was said to be needed no more", order, number, g.category)
+					}
+					for _, i := range g.indices {
+						times[i]++
+						if category, _ := categoryOf(tasks[i]); category != g.category {
+							t.Fatalf("%v: task %d of %q is in a group of %q", order, i, category, g.category)
+						}
+					}
+				}
+				for _, category := range s.last {
+					ended[category] = true
+				}
+			}
+			if i := slices.IndexFunc(times, func(n int) bool { return n != 1 }); i >= 0 {
+				t.Fatalf("%v: task %d is in %d stages", order, i, times[i])
+			}
+			if len(ended) != len(p.categories()) {
+				t.Fatalf("%v: %d of %d categories are said to be needed no more at the end", order, len(ended), len(p.categories()))
+			}
+		}
+	}
+}
+
+func TestStagesCostNoAllocationEach(t *testing.T) {
+	p, err := newPlan(parsed(t, strings.Repeat(nine+" ", 1000)), ByInput, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allocations := testing.AllocsPerRun(10, func() {
+		for number, s := range p.stages() {
+			if len(s.groups) != 1 || s.groups[0].indices[0] != number {
+				t.Fatal(number, s)
+			}
+		}
+	})
+	if allocations > 10 {
+		t.Errorf("%v allocations for 9000 stages, want those of one stage", allocations)
+	}
+}
+
 func TestAMillionTasksTakeLinearTime(t *testing.T) {
 	// Nothing is timed: what takes quadratic time here would not end before the test's timeout.
 	const n = 1_000_000
@@ -428,6 +647,23 @@ func TestAMillionTasksTakeLinearTime(t *testing.T) {
 	}
 	if groups := Partition(tasks); len(groups) != 20000 {
 		t.Errorf("%d groups, want 20000", len(groups))
+	}
+	reversed := make([]string, 0, 20000)
+	for i := range 20000 {
+		reversed = append(reversed, string(rune(0x4e00+19999-i)))
+	}
+	for order, stages := range map[Order]int{ByCategory: 20000, ByInput: n} {
+		p, err := newPlan(tasks, order, reversed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := 0
+		for range p.stages() {
+			got++
+		}
+		if got != stages {
+			t.Errorf("%v: %d stages, want %d", order, got, stages)
+		}
 	}
 }
 
@@ -530,5 +766,18 @@ func BenchmarkPartition(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		Partition(tasks)
+	}
+}
+
+func BenchmarkPlanByInput(b *testing.B) {
+	tasks := parsed(b, millionText())
+	b.ReportAllocs()
+	for b.Loop() {
+		p, err := newPlan(tasks, ByInput, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for range p.stages() {
+		}
 	}
 }

@@ -500,7 +500,7 @@ func serves(categories []string, category string) bool {
 }
 
 // validCategory reports whether s may name a category.
-func validCategory(s string) bool { return s != "" && validName(s) }
+func validCategory(s string) bool { return categoryFault(s) == "" }
 
 // validName reports whether s may stand in a greeting: short and harmless to
 // print.

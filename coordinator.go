@@ -1,10 +1,12 @@
 package taskexec
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -53,13 +55,14 @@ func NewCoordinator(opts ...CoordinatorOption) (*Coordinator, error) {
 //
 // Run connects to the workers of every category that tasks names, then goes
 // through the stages of its order: no task of a stage is sent before every
-// task of the stage before it has its outcome. If a task of a stage is not
-// Done the stage still runs to its end, and later stages are Skipped. An empty
-// list succeeds without dialling.
+// task of the stage before it has its outcome. WithOnFailure says what happens
+// when a task is not Done; by default its stage still runs to its end, and
+// later stages are Skipped. An empty list succeeds without dialling.
 //
 // ctx is the life of the run. When it ends, nothing more is sent, the handlers
 // that execute are canceled with its cause, and Run waits for their answers,
-// for at most 10 s; what has not answered by then is Unknown.
+// for at most 10 s or what WithCancelGrace says; what has not answered by then
+// is Unknown.
 //
 // The error is nil only if every task is Done; else it is a *RunError. The
 // Report is never nil, and has a Result for each task even if nothing was
@@ -67,10 +70,11 @@ func NewCoordinator(opts ...CoordinatorOption) (*Coordinator, error) {
 // category has no worker, or a worker cannot be reached, does not greet within
 // 10 s, or does not serve the category that it is listed for.
 func (c *Coordinator) Run(ctx context.Context, tasks []Task) (*Report, error) {
-	r := newRun(&c.config, tasks)
+	r := newRun(&c.config)
+	r.plan(tasks)
 	err := c.begin(r)
 	if err == nil {
-		err = r.execute(ctx)
+		err = r.execute(ctx, r.runPlan)
 		c.finish(r)
 	}
 	return r.report(err)
@@ -132,28 +136,32 @@ func (c *Coordinator) Shutdown(ctx context.Context) error {
 	}
 }
 
-// A run is one call of Run: the plan, a queue for each category, and the
-// sessions that take from it.
+// A run is one call of Run or Stream: the plan, a queue for each category, and
+// the sessions that take from it. Its stages are gone through by one goroutine,
+// that of execute.
 type run struct {
-	config  *coordinatorConfig
-	id      string
-	started time.Time
-	tasks   []Task
-	results []Result
-	queues  map[string]*queue
-	workers []*runWorker
-	needed  map[string]bool // categories that stages to come need
-	rest    error           // why the tasks of stages that did not start are Skipped
+	config   *coordinatorConfig
+	id       string
+	started  time.Time
+	results  []Result // of the planned tasks
+	workers  []*runWorker
+	needed   map[string]bool // categories that stages to come need
+	rest     error           // why the tasks of stages that did not start are Skipped
+	delivery *delivery       // to the consumer of a Stream; nil for Run
+	order    []int           // the planned tasks in plan order
+	lent     int             // of order, in a Stream
 	// sessions owns the goroutines of all sessions. Losing one is data, so
 	// none of them returns an error.
 	sessions errgroup.Group
 	events   *events
 	farewell []error // goodbyes that were refused or did not come
 
-	mu     sync.Mutex // guards following
-	over   bool       // nothing can be stopped any more
+	mu     sync.Mutex        // guards following
+	queues map[string]*queue // changed by execute's goroutine only, which may read it without mu
+	over   bool              // nothing can be stopped any more
 	halted halt
-	why    []error
+	why    []error            // the run could not go on
+	stop   error              // what settles tasks that are not sent any more
 	grace  *time.Timer        // runs out when a canceled run gives up on its tasks
 	cancel context.CancelFunc // ends the opening of sessions
 }
@@ -165,35 +173,60 @@ type runWorker struct {
 	told     bool
 }
 
-func newRun(config *coordinatorConfig, tasks []Task) *run {
+func newRun(config *coordinatorConfig) *run {
 	return &run{
 		config:  config,
 		id:      rand.Text(),
 		started: time.Now(),
-		tasks:   tasks,
-		results: newResults(tasks),
 		queues:  make(map[string]*queue),
 		needed:  make(map[string]bool),
 	}
 }
 
-// newResults fills in what is known of each task before anything happens.
-func newResults(tasks []Task) []Result {
-	results := make([]Result, len(tasks))
+// plan sets the tasks of a run whose tasks are all known. It fills in what is
+// known of each before anything happens.
+func (r *run) plan(tasks []Task) {
+	r.results = make([]Result, len(tasks))
 	for i, t := range tasks {
-		t.Category, _ = categoryOf(t)
-		results[i] = Result{Index: i, Task: t}
+		r.results[i] = newResult(i, t)
 	}
-	return results
 }
 
-// execute is the run from its plan to its last session. Its error is why the
-// run did not go on to its end; a task that is not Done is none.
-func (r *run) execute(ctx context.Context) error {
+func newResult(i int, t Task) Result {
+	if category, ok := categoryOf(t); ok {
+		t.Category = category
+	}
+	return Result{Index: i, Task: t}
+}
+
+// execute runs body with everything that a run needs around it, and leaves
+// nothing of that behind. Its error is why the run did not go on to its end; a
+// task that is not Done is none.
+func (r *run) execute(ctx context.Context, body func(context.Context) error) error {
 	if ctx.Err() != nil {
 		return causeOf(ctx)
 	}
-	plan, err := newPlan(r.tasks, r.config.order, r.config.sequence)
+	if err := r.haltedBy(); err != nil {
+		return err
+	}
+	r.events = newEvents(r.config.observer)
+	defer r.events.close()
+	defer r.closeSessions()
+	defer context.AfterFunc(ctx, func() { r.halt(haltCancel, causeOf(ctx)) })()
+	defer r.end()
+	if err := body(ctx); err != nil {
+		return err
+	}
+	return r.haltedBy()
+}
+
+// runPlan goes through the stages of the planned tasks.
+func (r *run) runPlan(ctx context.Context) error {
+	tasks := make([]Task, len(r.results))
+	for i := range r.results {
+		tasks[i] = r.results[i].Task
+	}
+	plan, err := newPlan(tasks, r.config.order, r.config.sequence)
 	if err != nil {
 		if refused := (*TaskError)(nil); errors.As(err, &refused) {
 			r.results[refused.Index].Outcome = refused.Outcome
@@ -201,42 +234,65 @@ func (r *run) execute(ctx context.Context) error {
 		}
 		return err
 	}
+	r.order = plan.indices
 	categories := plan.categories()
-	if err := r.checkWorkers(categories); err != nil {
-		return err
-	}
 	for _, category := range categories {
-		r.queues[category] = &queue{run: r, category: category, settled: make(chan struct{}, 1)}
+		first := slices.IndexFunc(r.results, func(res Result) bool { return res.Task.Category == category })
+		if err := r.checkWorkers(category, &r.results[first]); err != nil {
+			return err
+		}
 		r.needed[category] = true
+		r.addQueue(category)
 	}
-
-	r.events = newEvents(r.config.observer)
-	defer r.events.close()
-	defer r.closeSessions()
+	for _, res := range r.results {
+		r.queues[res.Task.Category].planned++
+	}
 	if err := r.open(ctx, categories); err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, func() { r.halt(haltCancel, causeOf(ctx)) })()
-	defer r.end()
-
 	for number, stage := range plan.stages() {
 		failed := r.runStage(number, stage)
 		for _, category := range stage.last {
 			delete(r.needed, category)
 		}
-		if r.haltedBy() == nil && failed == nil {
+		if !r.goesOn(failed) {
+			// The rest of the plan does not run, so no worker is needed any more.
+			clear(r.needed)
 			r.dismiss(ctx)
-			continue
+			break
 		}
-		// The rest of the plan does not run, so no worker is needed any more.
-		clear(r.needed)
 		r.dismiss(ctx)
-		if failed != nil {
-			r.rest = fmt.Errorf("an earlier stage failed: %w", failed.Err)
-		}
-		break
 	}
-	return r.haltedBy()
+	return nil
+}
+
+// goesOn says whether there is a stage after the one that has just ended, with
+// the first of its tasks that is not Done, if any.
+func (r *run) goesOn(failed *Result) bool {
+	if failed != nil && r.config.onFailure != KeepGoing {
+		r.rest = fmt.Errorf("an earlier stage failed: %w", failed.Err)
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.halted == notHalted
+}
+
+// addQueue makes the queue of a category. It has no sessions yet.
+func (r *run) addQueue(category string) *queue {
+	q := &queue{run: r, category: category, settled: make(chan struct{}, 1)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	q.halted, q.why = r.halted, r.stop
+	r.queues[category] = q
+	return q
+}
+
+// allQueues lists the queues there are now.
+func (r *run) allQueues() []*queue {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.queues))
 }
 
 // causeOf says why ctx ended, so that both the cause and ctx.Err() are found
@@ -249,17 +305,13 @@ func causeOf(ctx context.Context) error {
 	return fmt.Errorf("the run's context ended: %w: %w", err, cause)
 }
 
-// checkWorkers says which category has tasks and no worker.
-func (r *run) checkWorkers(categories []string) error {
-	for _, category := range categories {
-		if len(r.config.workers[category]) > 0 {
-			continue
-		}
-		i := slices.IndexFunc(r.results, func(res Result) bool { return res.Task.Category == category })
-		return fmt.Errorf("%w for category %s: none is listed, and task %d (%s) needs one; name it by WithWorkers(%s, address)",
-			ErrNoWorker, quote(category), i, quoteUnlessPlain(r.tasks[i].Instruction), quote(category))
+// checkWorkers says if there is no worker for category, which first needs one.
+func (r *run) checkWorkers(category string, first *Result) error {
+	if len(r.config.workers[category]) > 0 {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%w for category %s: none is listed, and task %d (%s) needs one; name it by WithWorkers(%s, address)",
+		ErrNoWorker, quote(category), first.Index, quoteUnlessPlain(first.Task.Instruction), quote(category))
 }
 
 // open connects to every worker of every category, all at once. It waits for
@@ -293,9 +345,6 @@ func (r *run) open(ctx context.Context, categories []string) error {
 	if err := r.haltedBy(); err != nil {
 		return err
 	}
-	if ctx.Err() != nil {
-		return causeOf(ctx)
-	}
 	if err := errors.Join(failures...); err != nil {
 		return err
 	}
@@ -306,6 +355,11 @@ func (r *run) open(ctx context.Context, categories []string) error {
 // knowWorkers finds out which sessions lead to the same worker.
 func (r *run) knowWorkers(categories []string) {
 	byInstance := make(map[string]*runWorker)
+	for _, w := range r.workers {
+		if instance := w.sessions[0].instance; instance != "" {
+			byInstance[instance] = w
+		}
+	}
 	for _, category := range categories {
 		q := r.queues[category]
 		q.mu.Lock()
@@ -359,23 +413,37 @@ func (r *run) runGroup(number int, g stageGroup) *Result {
 	}
 	r.events.groupStarted(GroupStartedInfo{Run: r.id, Stage: number, Category: g.category, Tasks: tasks})
 	q := r.queues[g.category]
-	if orphaned := q.lend(r.results, g.indices); orphaned {
-		r.halt(haltSoft, q.noWorker())
+	q.begin()
+	for rest := g.indices; len(rest) > 0; {
+		// A Stream lends no more than its consumer has room for.
+		n := r.delivery.acquire(len(rest))
+		for _, i := range rest[:n] {
+			r.delivery.expect(&r.results[i])
+		}
+		if n == 0 { // the consumer has left, and the run is halted
+			n = len(rest)
+		}
+		q.lend(r.results, rest[:n])
+		if r.delivery != nil {
+			r.lent += n
+		}
+		rest = rest[n:]
 	}
-	counts, elapsed := q.wait()
+	counts, elapsed := q.finish()
 	r.events.groupDone(GroupDoneInfo{Run: r.id, Stage: number, Category: g.category, Tasks: tasks, Counts: counts, Elapsed: elapsed})
 	if counts.Done == len(g.indices) {
 		return nil
 	}
 	for _, i := range g.indices {
-		if r.results[i].Outcome != Done {
+		if o := r.results[i].Outcome; o != Done && o != Skipped {
 			return &r.results[i]
 		}
 	}
-	return nil
+	return nil // the group was halted, and haltedBy or rest says why
 }
 
-// halt stops the run before its end. The first reason for each way counts.
+// halt stops the run before its end, because it cannot go on. The first reason
+// for each way counts.
 func (r *run) halt(how halt, why error) {
 	r.mu.Lock()
 	if how <= r.halted || r.over {
@@ -384,19 +452,36 @@ func (r *run) halt(how halt, why error) {
 	}
 	r.halted = how
 	r.why = append(r.why, why)
+	r.stop = why
 	if r.cancel != nil {
 		r.cancel()
 	}
 	if how == haltCancel {
 		r.grace = time.AfterFunc(r.config.cancelGrace, func() {
-			for _, q := range r.queues {
+			for _, q := range r.allQueues() {
 				q.abandon(fmt.Errorf("not reported within %v after it was canceled: %w", r.config.cancelGrace, why))
 			}
 		})
 	}
 	r.mu.Unlock()
-	for _, q := range r.queues {
+	for _, q := range r.allQueues() {
 		q.halt(how, why)
+	}
+}
+
+// stopSoon stops the run because a task is not Done. Its error is the task's.
+func (r *run) stopSoon(failure error) {
+	why := fmt.Errorf("stopped at the first failure: %w", failure)
+	r.mu.Lock()
+	if r.halted != notHalted || r.over {
+		r.mu.Unlock()
+		return
+	}
+	r.halted = haltSoft
+	r.stop = why
+	r.mu.Unlock()
+	for _, q := range r.allQueues() {
+		q.halt(haltSoft, why)
 	}
 }
 
@@ -486,7 +571,7 @@ func (w *runWorker) shutdown(ctx context.Context, timeout time.Duration) error {
 
 // closeSessions ends all sessions and waits for their goroutines.
 func (r *run) closeSessions() {
-	for _, q := range r.queues {
+	for _, q := range r.allQueues() {
 		q.mu.Lock()
 		sessions := slices.Clone(q.sessions)
 		q.mu.Unlock()
@@ -497,35 +582,60 @@ func (r *run) closeSessions() {
 	r.sessions.Wait()
 }
 
-// report sums the run up. err is why it did not go on to its end, if so.
-func (r *run) report(err error) (*Report, error) {
-	rep := &Report{Run: r.id, Results: r.results}
-	if err != nil {
-		r.rest = err
+// settleRest gives the tasks that never left the plan their outcome. err is
+// why the run did not go on to its end, if so.
+func (r *run) settleRest(err error) {
+	r.mu.Lock()
+	if r.rest == nil {
+		r.rest = cmp.Or(err, r.stop)
 	}
-	var first error
+	r.mu.Unlock()
 	for i := range r.results {
-		res := &r.results[i]
-		if res.Outcome == 0 { // it never left the plan
+		if res := &r.results[i]; res.Outcome == 0 {
 			res.Outcome = Skipped
 			res.Err = taskError(res, r.rest)
+			if q := r.queues[res.Task.Category]; q != nil {
+				q.mu.Lock()
+				q.total.add(Skipped)
+				q.mu.Unlock()
+			}
 		}
+	}
+}
+
+// report sums the run up.
+func (r *run) report(err error) (*Report, error) {
+	r.settleRest(err)
+	rep := &Report{Run: r.id, Results: r.results, Categories: r.snapshot()}
+	var first, skipped error
+	for i := range r.results {
+		res := &r.results[i]
 		rep.Counts.add(res.Outcome)
-		if first == nil && res.Err != nil {
+		switch {
+		case res.Outcome == Skipped && skipped == nil:
+			skipped = res.Err
+		case res.Outcome != Skipped && first == nil && res.Err != nil:
 			first = res.Err
 		}
 	}
 	rep.Elapsed = time.Since(r.started)
-	if rep.Counts.Done == len(r.results) {
+	return rep, r.verdict(rep.Counts, err, cmp.Or(first, skipped))
+}
+
+// verdict is what Run and Stream return: why the run could not go on, or else
+// failure, and goodbyes that did not come.
+func (r *run) verdict(counts Counts, err, failure error) error {
+	switch {
+	case counts.Done == counts.Total() && r.delivery == nil:
 		err = nil // whatever came after the last task changed nothing
-	} else if err == nil {
-		err = first
+	case err == nil:
+		err = failure
 	}
 	if len(r.farewell) > 0 {
 		err = errors.Join(append([]error{err}, r.farewell...)...)
 	}
 	if err == nil {
-		return rep, nil
+		return nil
 	}
-	return rep, &RunError{Counts: rep.Counts, Err: err}
+	return &RunError{Counts: counts, Err: err}
 }

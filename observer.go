@@ -23,6 +23,16 @@ type Observer struct {
 	// in the Report only.
 	TaskDone func(TaskDoneInfo)
 
+	// SessionOpened is called when a worker has greeted, and may be sent tasks.
+	SessionOpened func(SessionOpenedInfo)
+
+	// SessionLost is called when a session ended before the run closed it.
+	SessionLost func(SessionLostInfo)
+
+	// TaskSent is called for each attempt at a task, when it is handed to the
+	// session's connection.
+	TaskSent func(TaskSentInfo)
+
 	// GroupDone is called when each task of a group has its outcome.
 	GroupDone func(GroupDoneInfo)
 
@@ -36,13 +46,48 @@ type GroupStartedInfo struct {
 	Run      string // the run's id
 	Stage    int    // from 0
 	Category string
-	Tasks    []Task // in input order
+	Tasks    []Task // in input order; nil in a Stream that does not know them yet
 }
 
-// TaskDoneInfo says how a task ended.
+// SessionOpenedInfo says which worker a session leads to.
+type SessionOpenedInfo struct {
+	Run      string
+	Category string
+	Addr     string // as given to WithWorkers
+	Worker   string // the worker's name, or its address if it has none
+	Slots    int    // tasks it executes at a time
+	Window   int    // tasks that may be in flight to it
+}
+
+// SessionLostInfo says which session is over.
+type SessionLostInfo struct {
+	Run      string
+	Category string
+	Addr     string
+	Worker   string
+	Goodbye  bool  // the worker took its leave, and nothing is lost
+	Err      error // a *WorkerError; nil if Goodbye
+}
+
+// TaskSentInfo says which attempt at a task was sent where.
+type TaskSentInfo struct {
+	Run     string
+	Index   int
+	Task    Task
+	Attempt int // from 1
+	Worker  string
+	Addr    string
+	Queued  time.Duration // since the start of the task's group
+}
+
+// TaskDoneInfo says how a task ended. Its three durations are
+// Result.Queued, from the start of its group to its last sending; RoundTrip,
+// from there to its report; and Result.Executed, the part of RoundTrip in which
+// the handler ran.
 type TaskDoneInfo struct {
-	Run    string
-	Result Result
+	Run       string
+	Result    Result
+	RoundTrip time.Duration // 0 if no report came
 }
 
 // GroupDoneInfo says how a group ended.
@@ -139,9 +184,28 @@ func (e *events) groupStarted(info GroupStartedInfo) {
 	}
 }
 
-func (e *events) taskDone(run string, r *Result) {
+func (e *events) sessionOpened(info SessionOpenedInfo) {
+	if e != nil && e.observer.SessionOpened != nil {
+		e.add(func() { e.observer.SessionOpened(info) })
+	}
+}
+
+func (e *events) sessionLost(info SessionLostInfo) {
+	if e != nil && e.observer.SessionLost != nil {
+		e.add(func() { e.observer.SessionLost(info) })
+	}
+}
+
+func (e *events) taskSent(run string, r *Result, addr string) {
+	if e != nil && e.observer.TaskSent != nil {
+		info := TaskSentInfo{Run: run, Index: r.Index, Task: r.Task, Attempt: r.Attempts, Worker: r.Worker, Addr: addr, Queued: r.Queued}
+		e.add(func() { e.observer.TaskSent(info) })
+	}
+}
+
+func (e *events) taskDone(run string, r *Result, roundTrip time.Duration) {
 	if e != nil && e.observer.TaskDone != nil {
-		info := TaskDoneInfo{Run: run, Result: *r}
+		info := TaskDoneInfo{Run: run, Result: *r, RoundTrip: roundTrip}
 		e.add(func() { e.observer.TaskDone(info) })
 	}
 }

@@ -63,6 +63,9 @@ type coordinatorConfig struct {
 	window         int
 	shutdown       bool
 	observer       *Observer
+	onFailure      OnFailure
+	taskTimeout    time.Duration
+	streamBuffer   int
 	cancelGrace    time.Duration
 	goodbyeTimeout time.Duration
 }
@@ -73,6 +76,7 @@ func defaultCoordinatorConfig() coordinatorConfig {
 		workers:        make(map[string][]string),
 		dial:           new(net.Dialer).DialContext,
 		window:         64,
+		streamBuffer:   4096,
 		cancelGrace:    10 * time.Second,
 		goodbyeTimeout: 30 * time.Second,
 	}
@@ -151,10 +155,10 @@ func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, 
 	return coordinatorOption(func(c *coordinatorConfig) { c.dial = dial })
 }
 
-// WithOrder says which tasks wait for which: ByCategory (the default) or
-// ByInput. An unknown order panics.
+// WithOrder says which tasks wait for which: ByCategory (the default),
+// ByInput or Concurrent. An unknown order panics.
 func WithOrder(o Order) CoordinatorOption {
-	if o < ByCategory || o > ByInput {
+	if o < ByCategory || o > Concurrent {
 		panic("taskexec: WithOrder: unknown order " + o.String())
 	}
 	return coordinatorOption(func(c *coordinatorConfig) { c.order = o })
@@ -162,7 +166,7 @@ func WithOrder(o Order) CoordinatorOption {
 
 // WithSequence has the given categories come first, in this order; those it
 // does not list follow, sorted. The default lists none. It belongs to the
-// order ByCategory: with ByInput it is an error of NewCoordinator.
+// order ByCategory: with another it is an error of NewCoordinator.
 func WithSequence(categories ...string) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) {
 		for i, category := range categories {
@@ -175,6 +179,81 @@ func WithSequence(categories ...string) CoordinatorOption {
 		}
 		c.sequence = slices.Clone(categories)
 	})
+}
+
+// OnFailure says what becomes of the rest of a run when a task is not Done.
+type OnFailure int
+
+const (
+	// FinishStage, the default, runs the stage to its end and skips those
+	// after it.
+	FinishStage OnFailure = iota
+
+	// StopSoon starts nothing new after the first failure, as make does: what
+	// was sent and has not started is taken back, what runs finishes, and the
+	// rest is Skipped.
+	StopSoon
+
+	// KeepGoing tries every task, as make -k does.
+	KeepGoing
+)
+
+// String returns the name of the constant.
+func (p OnFailure) String() string {
+	switch p {
+	case FinishStage:
+		return "FinishStage"
+	case StopSoon:
+		return "StopSoon"
+	case KeepGoing:
+		return "KeepGoing"
+	}
+	return fmt.Sprintf("OnFailure(%d)", int(p))
+}
+
+// WithOnFailure says what becomes of the rest of a run when a task is not
+// Done. The default is FinishStage. An unknown policy panics.
+func WithOnFailure(p OnFailure) CoordinatorOption {
+	if p < FinishStage || p > KeepGoing {
+		panic("taskexec: WithOnFailure: unknown policy " + p.String())
+	}
+	return coordinatorOption(func(c *coordinatorConfig) { c.onFailure = p })
+}
+
+// WithTaskTimeout bounds the execution of each task whose own Timeout is 0,
+// counted on the worker from when its handler starts. The handler's ctx ends
+// then; a task whose handler returns because of that fails with the kind
+// "timeout", and one whose handler has not returned a second later with the
+// kind "stuck": the handler keeps its slot until it returns, and what it
+// returns is dropped. Rounded up to a whole millisecond. The default, 0, is
+// none. A negative d panics.
+func WithTaskTimeout(d time.Duration) CoordinatorOption {
+	if d < 0 {
+		panic(fmt.Sprintf("taskexec: WithTaskTimeout: %v is negative", d))
+	}
+	return coordinatorOption(func(c *coordinatorConfig) { c.taskTimeout = d })
+}
+
+// WithCancelGrace bounds how long a canceled run waits for workers to report
+// what they execute; what is not reported by then is Unknown. The default is
+// 10 s. d of 0 or less panics.
+func WithCancelGrace(d time.Duration) CoordinatorOption {
+	if d <= 0 {
+		panic(fmt.Sprintf("taskexec: WithCancelGrace: %v is not positive", d))
+	}
+	return coordinatorOption(func(c *coordinatorConfig) { c.cancelGrace = d })
+}
+
+// WithStreamBuffer bounds how many tasks a Stream holds: sent, or read from its
+// sequence and waiting, or settled and not yet consumed. With ByCategory, which
+// collects its tasks first, it counts from when a task may be sent. The default
+// is 4096. Fewer than the windows of all workers together keep those from
+// being filled. n below 1 panics.
+func WithStreamBuffer(n int) CoordinatorOption {
+	if n < 1 {
+		panic(fmt.Sprintf("taskexec: WithStreamBuffer: %d is below 1", n))
+	}
+	return coordinatorOption(func(c *coordinatorConfig) { c.streamBuffer = n })
 }
 
 // WithWindow lets up to n tasks be in flight to a worker at a time: sent, and

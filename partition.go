@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -21,6 +22,11 @@ type Task struct {
 
 	// Instruction is what the handler gets. It is opaque: any bytes, newlines and none at all included.
 	Instruction string
+
+	// Timeout bounds how long a handler may execute the task, counted from when it starts. It is rounded up to a whole
+	// millisecond. 0 is that of WithTaskTimeout, which is none unless set; a negative one is refused like an unusable
+	// category.
+	Timeout time.Duration
 }
 
 // ParseTasks splits text into instructions at white space and gives one task for each, in the order of the text.
@@ -237,12 +243,19 @@ func categoryOf(t Task) (category string, ok bool) {
 	return category, true
 }
 
-// errUnusableCategory says why categoryOf refused t. It has no "taskexec: " of its own, as it is always the cause in a TaskError.
-func errUnusableCategory(t Task) error {
+// taskFault says why t cannot be run on any worker, and is nil if it can. It has no "taskexec: " of its own, as it is always
+// the cause in a TaskError.
+func taskFault(t Task) error {
 	wanted := wantedCategory(t)
-	// 64 characters show which category is meant; the text of a task may be of any length.
-	return fmt.Errorf("category %.64q cannot be used, %s: set Task.Category to 1 to 255 bytes of UTF-8 without control characters",
-		wanted, categoryFault(wanted))
+	if fault := categoryFault(wanted); fault != "" {
+		// 64 characters show which category is meant; the text of a task may be of any length.
+		return fmt.Errorf("category %.64q cannot be used, %s: set Task.Category to 1 to 255 bytes of UTF-8 without control characters",
+			wanted, fault)
+	}
+	if t.Timeout < 0 {
+		return fmt.Errorf("its timeout %v is negative: set Task.Timeout to 0 for none", t.Timeout)
+	}
+	return nil
 }
 
 // Order says in which stages the tasks of a run are dispatched. Stages run one after another: every task of a stage has
@@ -256,6 +269,10 @@ const (
 
 	// ByInput makes each task a stage, in the order of the list.
 	ByInput
+
+	// Concurrent makes one stage of all categories: nothing waits for anything else. Within a category the tasks
+	// are sent in the order of the list.
+	Concurrent
 )
 
 // String is the name of the constant, such as "ByCategory"; for any other value it is "Order(7)".
@@ -265,6 +282,8 @@ func (o Order) String() string {
 		return "ByCategory"
 	case ByInput:
 		return "ByInput"
+	case Concurrent:
+		return "Concurrent"
 	}
 	return "Order(" + strconv.Itoa(int(o)) + ")"
 }
@@ -387,7 +406,7 @@ type stageGroup struct {
 }
 
 // newPlan plans tasks, in linear time but for the sorting of the categories. Its error is the *TaskError of the first task whose
-// category cannot be used.
+// category, or else whose timeout, cannot be used.
 //
 // sequence lists categories that come before all others, in that order, each once; those without a task are passed over.
 // ByInput has no use for it.
@@ -395,7 +414,11 @@ func newPlan(tasks []Task, order Order, sequence []string) (*plan, error) {
 	a := arrange(tasks, order, sequence)
 	if unusable := slices.Index(a.categories, ""); unusable >= 0 {
 		i := slices.Index(a.of, unusable)
-		return nil, &TaskError{Index: i, Task: tasks[i], Outcome: Failed, Err: errUnusableCategory(tasks[i])}
+		return nil, &TaskError{Index: i, Task: tasks[i], Outcome: Failed, Err: taskFault(tasks[i])}
+	}
+
+	if i := slices.IndexFunc(tasks, func(t Task) bool { return t.Timeout < 0 }); i >= 0 {
+		return nil, &TaskError{Index: i, Task: tasks[i], Outcome: Failed, Err: taskFault(tasks[i])}
 	}
 
 	p := &plan{arrangement: a, width: 1, final: make([]int, len(a.categories))}
@@ -409,6 +432,9 @@ func newPlan(tasks []Task, order Order, sequence []string) (*plan, error) {
 			p.indices[i] = i
 		}
 		p.sizes = slices.Repeat([]int{1}, len(a.categories))
+	case Concurrent:
+		p.width = max(1, len(a.categories))
+		p.indices, p.sizes = a.byCategory()
 	default:
 		p.indices, p.sizes = a.byCategory()
 	}

@@ -62,18 +62,18 @@ func TestParseTasksSplitsAtWhiteSpaceAndNowhereElse(t *testing.T) {
 	}{
 		{"", nil, "an empty input is an empty list, not an error"},
 		{" \t\r\n\u00a0\u3000", nil, "nothing but white space has no instruction in it"},
-		{"a1", []Task{{"a", "a1"}}, "the end of the text ends an instruction"},
-		{"a1 b1", []Task{{"a", "a1"}, {"b", "b1"}}, "a space separates"},
-		{"\n\na1\r\n \tb1\v\f", []Task{{"a", "a1"}, {"b", "b1"}}, "several in a row separate once, and none at the ends counts"},
-		{"a1\u0085b1\u00a0c1\u1680d1", []Task{{"a", "a1"}, {"b", "b1"}, {"c", "c1"}, {"d", "d1"}}, "next line, no-break space and ogham space are white space"},
-		{"a1\u2003b1\u2028c1\u2029d1\u3000e1", []Task{{"a", "a1"}, {"b", "b1"}, {"c", "c1"}, {"d", "d1"}, {"e", "e1"}}, "so are em space, both separators and the ideographic space"},
-		{"a\u200b1", []Task{{"a", "a\u200b1"}}, "a zero width space is none to Unicode"},
-		{"a\x00b\x1bc", []Task{{"a", "a\x00b\x1bc"}}, "an instruction is opaque, control characters included"},
-		{"\x00a", []Task{{"\x00", "\x00a"}}, "an unusable category is a run's to refuse, not the parser's"},
-		{"é1 日本 🙂 a", []Task{{"é", "é1"}, {"日", "日本"}, {"🙂", "🙂"}, {"a", "a"}}, "a category is a whole character of 1 to 4 bytes"},
-		{"e\u0301x", []Task{{"e", "e\u0301x"}}, "a character is a rune: a combining accent is not part of it"},
-		{"\ufeffa1", []Task{{"\ufeff", "\ufeffa1"}}, "a byte order mark is a character like any other"},
-		{"\ufffdx", []Task{{"\ufffd", "\ufffdx"}}, "U+FFFD in the text is valid, though decoders use it for what is not"},
+		{"a1", []Task{{Category: "a", Instruction: "a1"}}, "the end of the text ends an instruction"},
+		{"a1 b1", []Task{{Category: "a", Instruction: "a1"}, {Category: "b", Instruction: "b1"}}, "a space separates"},
+		{"\n\na1\r\n \tb1\v\f", []Task{{Category: "a", Instruction: "a1"}, {Category: "b", Instruction: "b1"}}, "several in a row separate once, and none at the ends counts"},
+		{"a1\u0085b1\u00a0c1\u1680d1", []Task{{Category: "a", Instruction: "a1"}, {Category: "b", Instruction: "b1"}, {Category: "c", Instruction: "c1"}, {Category: "d", Instruction: "d1"}}, "next line, no-break space and ogham space are white space"},
+		{"a1\u2003b1\u2028c1\u2029d1\u3000e1", []Task{{Category: "a", Instruction: "a1"}, {Category: "b", Instruction: "b1"}, {Category: "c", Instruction: "c1"}, {Category: "d", Instruction: "d1"}, {Category: "e", Instruction: "e1"}}, "so are em space, both separators and the ideographic space"},
+		{"a\u200b1", []Task{{Category: "a", Instruction: "a\u200b1"}}, "a zero width space is none to Unicode"},
+		{"a\x00b\x1bc", []Task{{Category: "a", Instruction: "a\x00b\x1bc"}}, "an instruction is opaque, control characters included"},
+		{"\x00a", []Task{{Category: "\x00", Instruction: "\x00a"}}, "an unusable category is a run's to refuse, not the parser's"},
+		{"é1 日本 🙂 a", []Task{{Category: "é", Instruction: "é1"}, {Category: "日", Instruction: "日本"}, {Category: "🙂", Instruction: "🙂"}, {Category: "a", Instruction: "a"}}, "a category is a whole character of 1 to 4 bytes"},
+		{"e\u0301x", []Task{{Category: "e", Instruction: "e\u0301x"}}, "a character is a rune: a combining accent is not part of it"},
+		{"\ufeffa1", []Task{{Category: "\ufeff", Instruction: "\ufeffa1"}}, "a byte order mark is a character like any other"},
+		{"\ufffdx", []Task{{Category: "\ufffd", Instruction: "\ufffdx"}}, "U+FFFD in the text is valid, though decoders use it for what is not"},
 	} {
 		got, err := ParseTasks(c.text)
 		if err != nil {
@@ -93,13 +93,13 @@ func TestInvalidUTF8IsAnErrorNamingItsByte(t *testing.T) {
 		why    string
 	}{
 		{"\xff", 0, nil, "a byte that no sequence has, at the start"},
-		{"a1 b\xffc d1", 4, []Task{{"a", "a1"}}, "in the middle of an instruction, which is not given"},
-		{"é1 \xc3", 4, []Task{{"é", "é1"}}, "the offset counts bytes, not characters; the text ends within a sequence"},
-		{"a1 \xe2\x82", 3, []Task{{"a", "a1"}}, "a sequence cut off after two of its three bytes begins at its first"},
-		{"a1 \xe2\x28\xa1", 3, []Task{{"a", "a1"}}, "a sequence that goes on with the wrong byte"},
-		{"\ufffd \x80", 4, []Task{{"\ufffd", "\ufffd"}}, "U+FFFD before it is valid"},
-		{"a \xed\xa0\x80", 2, []Task{{"a", "a"}}, "half a surrogate pair is not UTF-8"},
-		{"a \xc0\xa0", 2, []Task{{"a", "a"}}, "an overlong space does not pass as white space"},
+		{"a1 b\xffc d1", 4, []Task{{Category: "a", Instruction: "a1"}}, "in the middle of an instruction, which is not given"},
+		{"é1 \xc3", 4, []Task{{Category: "é", Instruction: "é1"}}, "the offset counts bytes, not characters; the text ends within a sequence"},
+		{"a1 \xe2\x82", 3, []Task{{Category: "a", Instruction: "a1"}}, "a sequence cut off after two of its three bytes begins at its first"},
+		{"a1 \xe2\x28\xa1", 3, []Task{{Category: "a", Instruction: "a1"}}, "a sequence that goes on with the wrong byte"},
+		{"\ufffd \x80", 4, []Task{{Category: "\ufffd", Instruction: "\ufffd"}}, "U+FFFD before it is valid"},
+		{"a \xed\xa0\x80", 2, []Task{{Category: "a", Instruction: "a"}}, "half a surrogate pair is not UTF-8"},
+		{"a \xc0\xa0", 2, []Task{{Category: "a", Instruction: "a"}}, "an overlong space does not pass as white space"},
 		{strings.Repeat("a ", 2047) + "日\xe6\x97", 4097, nil, "a sequence that a buffer of 4096 bytes cuts, and the end cuts again"},
 	} {
 		want := fmt.Sprintf("taskexec: invalid UTF-8 at byte %d: instructions must be UTF-8 text, convert the input to it", c.offset)
@@ -239,7 +239,7 @@ func TestScanTasksNeverGivesAnInstructionThatAReadErrorCutShort(t *testing.T) {
 			"a byte at once":   io.MultiReader(iotest.OneByteReader(strings.NewReader(c.text)), iotest.ErrReader(broken)),
 		} {
 			tasks, err := scanned(r)
-			if diff := cmp.Diff([]Task{{"a", "a1"}}, tasks); diff != "" {
+			if diff := cmp.Diff([]Task{{Category: "a", Instruction: "a1"}}, tasks); diff != "" {
 				t.Errorf("%q, %s, %s (-want +got):\n%s", c.text, name, c.why, diff)
 			}
 			if !errors.Is(err, broken) || err.Error() != c.want {
@@ -301,7 +301,7 @@ func TestScanTasksGoesOnAfterABreak(t *testing.T) {
 	for range s.All() {
 		break
 	}
-	if diff := cmp.Diff([]Task{{"a", "a2"}, {"a", "a3"}}, slices.Collect(s.All())); diff != "" {
+	if diff := cmp.Diff([]Task{{Category: "a", Instruction: "a2"}, {Category: "a", Instruction: "a3"}}, slices.Collect(s.All())); diff != "" {
 		t.Errorf("after a break (-want +got):\n%s", diff)
 	}
 	if more := slices.Collect(s.All()); more != nil || s.Err() != nil {
@@ -336,30 +336,30 @@ func TestCategoryIsTheTasksOwnOrItsFirstCharacter(t *testing.T) {
 		fault string
 		why   string
 	}{
-		{Task{"", "a1"}, "a", "", "by default the first character"},
-		{Task{"b", "a1"}, "b", "", "unless the task says otherwise"},
-		{Task{"b", ""}, "b", "", "an instruction may be empty when the task has a category"},
-		{Task{"", "日本"}, "日", "", "a character may have several bytes"},
-		{Task{"", " x"}, " ", "", "a space is a character, and an instruction is not trimmed"},
-		{Task{"", "a\xff"}, "a", "", "only the first character has to be valid"},
-		{Task{"gpu large/2", "x"}, "gpu large/2", "", "a category may be longer than a character, spaces included"},
-		{Task{long, "x"}, long, "", "255 bytes are allowed"},
-		{Task{"\ufffd", "x"}, "\ufffd", "", "U+FFFD is valid UTF-8"},
-		{Task{"", ""}, "", "it is empty", "there is no first character"},
-		{Task{long + "x", "x"}, "", "it is longer than 255 bytes", "256 bytes are too many"},
-		{Task{"\xff", "x"}, "", "it is not valid UTF-8", "the own category is bad"},
-		{Task{"a\xe2\x82", "x"}, "", "it is not valid UTF-8", "the own category ends within a character"},
-		{Task{"", "\xffa"}, "", "it is not valid UTF-8", "the instruction is bytes, and none was meant as a category"},
-		{Task{"", "\x00a"}, "", "it has a control character", "a control character is no category by default"},
-		{Task{"a\nb", "x"}, "", "it has a control character", "nor when it is within a category"},
-		{Task{"a\u0085", "x"}, "", "it has a control character", "nor when it has two bytes"},
-		{Task{"a\x7f", "x"}, "", "it has a control character", "delete is one"},
+		{Task{Category: "", Instruction: "a1"}, "a", "", "by default the first character"},
+		{Task{Category: "b", Instruction: "a1"}, "b", "", "unless the task says otherwise"},
+		{Task{Category: "b", Instruction: ""}, "b", "", "an instruction may be empty when the task has a category"},
+		{Task{Category: "", Instruction: "日本"}, "日", "", "a character may have several bytes"},
+		{Task{Category: "", Instruction: " x"}, " ", "", "a space is a character, and an instruction is not trimmed"},
+		{Task{Category: "", Instruction: "a\xff"}, "a", "", "only the first character has to be valid"},
+		{Task{Category: "gpu large/2", Instruction: "x"}, "gpu large/2", "", "a category may be longer than a character, spaces included"},
+		{Task{Category: long, Instruction: "x"}, long, "", "255 bytes are allowed"},
+		{Task{Category: "\ufffd", Instruction: "x"}, "\ufffd", "", "U+FFFD is valid UTF-8"},
+		{Task{Category: "", Instruction: ""}, "", "it is empty", "there is no first character"},
+		{Task{Category: long + "x", Instruction: "x"}, "", "it is longer than 255 bytes", "256 bytes are too many"},
+		{Task{Category: "\xff", Instruction: "x"}, "", "it is not valid UTF-8", "the own category is bad"},
+		{Task{Category: "a\xe2\x82", Instruction: "x"}, "", "it is not valid UTF-8", "the own category ends within a character"},
+		{Task{Category: "", Instruction: "\xffa"}, "", "it is not valid UTF-8", "the instruction is bytes, and none was meant as a category"},
+		{Task{Category: "", Instruction: "\x00a"}, "", "it has a control character", "a control character is no category by default"},
+		{Task{Category: "a\nb", Instruction: "x"}, "", "it has a control character", "nor when it is within a category"},
+		{Task{Category: "a\u0085", Instruction: "x"}, "", "it has a control character", "nor when it has two bytes"},
+		{Task{Category: "a\x7f", Instruction: "x"}, "", "it has a control character", "delete is one"},
 	} {
 		got, ok := categoryOf(c.task)
 		if got != c.want || ok != (c.fault == "") {
 			t.Errorf("categoryOf(%.20q) = %.20q, %v; want %.20q: %s", c.task, got, ok, c.want, c.why)
 		}
-		_, err := newPlan([]Task{{"a", "a1"}, c.task}, ByCategory, nil)
+		_, err := newPlan([]Task{{Category: "a", Instruction: "a1"}, c.task}, ByCategory, nil)
 		if c.fault == "" {
 			if err != nil {
 				t.Errorf("newPlan refuses %.20q: %v; %s", c.task, err, c.why)
@@ -378,7 +378,7 @@ func TestCategoryIsTheTasksOwnOrItsFirstCharacter(t *testing.T) {
 }
 
 func TestPlanRefusesTheFirstUnusableCategory(t *testing.T) {
-	tasks := []Task{{"b", "b1"}, {"", "\x01"}, {"a", "a1"}, {"", ""}}
+	tasks := []Task{{Category: "b", Instruction: "b1"}, {Category: "", Instruction: "\x01"}, {Category: "a", Instruction: "a1"}, {Category: "", Instruction: ""}}
 	for _, order := range []Order{ByCategory, ByInput} {
 		p, err := newPlan(tasks, order, []string{"b"})
 		var refused *TaskError
@@ -389,7 +389,7 @@ func TestPlanRefusesTheFirstUnusableCategory(t *testing.T) {
 }
 
 func TestAnUnusableCategoryIsQuotedAndCut(t *testing.T) {
-	err := errUnusableCategory(Task{Category: "x\n" + strings.Repeat("日", 1000)})
+	err := taskFault(Task{Category: "x\n" + strings.Repeat("日", 1000)})
 	if text := err.Error(); len(text) > 400 || strings.Contains(text, "\n") || !strings.Contains(text, `x\n日`) {
 		t.Errorf("%d bytes: %s; want the beginning of the category, quoted", len(text), text)
 	}
@@ -403,22 +403,22 @@ func TestPartitionGroupsByCategoryInInputOrder(t *testing.T) {
 	}{
 		{nil, []Group{}, "no tasks give no groups"},
 		{parsed(t, nine), []Group{
-			{"a", []Task{{"a", "a1"}, {"a", "a2"}, {"a", "a3"}}},
-			{"b", []Task{{"b", "b1"}, {"b", "b3"}, {"b", "b2"}, {"b", "b4"}}},
-			{"c", []Task{{"c", "c1"}, {"c", "c2"}}},
+			{"a", []Task{{Category: "a", Instruction: "a1"}, {Category: "a", Instruction: "a2"}, {Category: "a", Instruction: "a3"}}},
+			{"b", []Task{{Category: "b", Instruction: "b1"}, {Category: "b", Instruction: "b3"}, {Category: "b", Instruction: "b2"}, {Category: "b", Instruction: "b4"}}},
+			{"c", []Task{{Category: "c", Instruction: "c1"}, {Category: "c", Instruction: "c2"}}},
 		}, "groups are sorted, tasks are not"},
-		{[]Task{{"", "b1"}, {"b", "x"}, {"", "a1"}}, []Group{
-			{"a", []Task{{"a", "a1"}}},
-			{"b", []Task{{"b", "b1"}, {"b", "x"}}},
+		{[]Task{{Category: "", Instruction: "b1"}, {Category: "b", Instruction: "x"}, {Category: "", Instruction: "a1"}}, []Group{
+			{"a", []Task{{Category: "a", Instruction: "a1"}}},
+			{"b", []Task{{Category: "b", Instruction: "b1"}, {Category: "b", Instruction: "x"}}},
 		}, "a category is the same, said or taken from the instruction, and is set in the result"},
-		{[]Task{{"a", "a1"}, {"a", "a1"}}, []Group{{"a", []Task{{"a", "a1"}, {"a", "a1"}}}}, "equal tasks are two tasks"},
+		{[]Task{{Category: "a", Instruction: "a1"}, {Category: "a", Instruction: "a1"}}, []Group{{"a", []Task{{Category: "a", Instruction: "a1"}, {Category: "a", Instruction: "a1"}}}}, "equal tasks are two tasks"},
 		{parsed(t, "日 é z Z 10 9"), []Group{
-			{"1", []Task{{"1", "10"}}}, {"9", []Task{{"9", "9"}}}, {"Z", []Task{{"Z", "Z"}}},
-			{"z", []Task{{"z", "z"}}}, {"é", []Task{{"é", "é"}}}, {"日", []Task{{"日", "日"}}},
+			{"1", []Task{{Category: "1", Instruction: "10"}}}, {"9", []Task{{Category: "9", Instruction: "9"}}}, {"Z", []Task{{Category: "Z", Instruction: "Z"}}},
+			{"z", []Task{{Category: "z", Instruction: "z"}}}, {"é", []Task{{Category: "é", Instruction: "é"}}}, {"日", []Task{{Category: "日", Instruction: "日"}}},
 		}, "sorted by code point, without regard to language"},
-		{[]Task{{"a", "a1"}, {"\n", "x"}, {"", ""}, {"", "\xff"}}, []Group{
-			{"", []Task{{"\n", "x"}, {"", ""}, {"", "\xff"}}},
-			{"a", []Task{{"a", "a1"}}},
+		{[]Task{{Category: "a", Instruction: "a1"}, {Category: "\n", Instruction: "x"}, {Category: "", Instruction: ""}, {Category: "", Instruction: "\xff"}}, []Group{
+			{"", []Task{{Category: "\n", Instruction: "x"}, {Category: "", Instruction: ""}, {Category: "", Instruction: "\xff"}}},
+			{"a", []Task{{Category: "a", Instruction: "a1"}}},
 		}, "tasks without a usable category stay together as they are, and none is dropped"},
 	} {
 		before := slices.Clone(c.tasks)
@@ -434,13 +434,13 @@ func TestPartitionGroupsByCategoryInInputOrder(t *testing.T) {
 func TestPartitionSharesNoTaskWithItsInputOrBetweenGroups(t *testing.T) {
 	tasks := parsed(t, "a1 b1")
 	groups := Partition(tasks)
-	groups[0].Tasks = append(groups[0].Tasks, Task{"a", "a2"})
+	groups[0].Tasks = append(groups[0].Tasks, Task{Category: "a", Instruction: "a2"})
 	groups[1].Tasks[0].Instruction = "b2"
-	want := []Group{{"a", []Task{{"a", "a1"}, {"a", "a2"}}}, {"b", []Task{{"b", "b2"}}}}
+	want := []Group{{"a", []Task{{Category: "a", Instruction: "a1"}, {Category: "a", Instruction: "a2"}}}, {"b", []Task{{Category: "b", Instruction: "b2"}}}}
 	if diff := cmp.Diff(want, groups); diff != "" {
 		t.Errorf("appending to a group (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]Task{{"a", "a1"}, {"b", "b1"}}, tasks); diff != "" {
+	if diff := cmp.Diff([]Task{{Category: "a", Instruction: "a1"}, {Category: "b", Instruction: "b1"}}, tasks); diff != "" {
 		t.Errorf("the input (-want +got):\n%s", diff)
 	}
 }
@@ -556,7 +556,7 @@ func TestPlanDispatchesWhatPartitionShows(t *testing.T) {
 		for _, s := range p.stages() {
 			g := Group{Category: s.groups[0].category}
 			for _, i := range s.groups[0].indices {
-				g.Tasks = append(g.Tasks, Task{g.Category, tasks[i].Instruction})
+				g.Tasks = append(g.Tasks, Task{Category: g.Category, Instruction: tasks[i].Instruction})
 			}
 			groups = append(groups, g)
 		}

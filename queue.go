@@ -24,9 +24,12 @@ type queue struct {
 	live     []*session // those that take tasks
 	slots    int        // of live
 	inFlight int        // held by sessions
-	open     int        // lent and not settled
+	open     int        // lent and not settled, and one more while the group may lend more
 	counts   Counts     // of the group
-	lentAt   time.Time
+	begun    time.Time  // when the group was
+	planned  int        // tasks of the run, as far as known
+	total    Counts     // of the run
+	failure  error      // the first task that is not Done
 	halted   halt
 	why      error // what settles the tasks that are not sent any more
 	next     int   // where in live to look for a taker first
@@ -45,6 +48,7 @@ const (
 type flight struct {
 	result *Result
 	cost   int
+	sent   time.Time
 }
 
 // join adds a session that is ready.
@@ -57,31 +61,77 @@ func (q *queue) join(s *session) {
 	s.live = true
 }
 
-// lend puts a group's tasks in the queue. wait says when they are settled.
-func (q *queue) lend(results []Result, indices []int) (orphaned bool) {
+// unlock releases q.mu, and then acts on what the section found out: that
+// nobody takes the tasks that wait, or that a task failed. Every section that
+// could find out either ends with it.
+func (q *queue) unlock() {
+	orphaned, failure := q.orphaned(), q.failure
+	q.mu.Unlock()
+	if orphaned {
+		q.run.halt(haltSoft, q.noWorker())
+	}
+	if failure != nil && q.run.config.onFailure == StopSoon {
+		q.run.stopSoon(failure)
+	}
+}
+
+// begin starts a group. What is lent from here on belongs to it, until finish.
+func (q *queue) begin() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.lentAt = time.Now()
+	q.begun = time.Now()
 	q.counts = Counts{}
-	q.open = len(indices)
-	q.waiting = slices.Grow(q.waiting[:0], len(indices))
+	q.open = 1
+}
+
+// lend puts tasks of the group in the queue.
+func (q *queue) lend(results []Result, indices []int) {
+	q.mu.Lock()
+	defer q.unlock()
+	q.waiting = slices.Grow(q.waiting, len(indices))
 	for _, i := range indices {
 		q.waiting = append(q.waiting, &results[i])
 	}
-	if q.halted != notHalted {
-		q.settleWaiting()
-		return false
-	}
-	q.wakeTakers(len(indices))
-	return q.orphaned()
+	q.lent(len(indices))
 }
 
-// wait waits until the lent tasks are settled, and counts their outcomes.
-func (q *queue) wait() (Counts, time.Duration) {
+// lendOne puts a task of the group in the queue that no plan had foreseen.
+func (q *queue) lendOne(r *Result) {
+	q.mu.Lock()
+	defer q.unlock()
+	q.planned++
+	q.waiting = append(q.waiting, r)
+	q.lent(1)
+}
+
+// lent finds takers for n tasks that now wait. q.mu is held.
+func (q *queue) lent(n int) {
+	q.open += n
+	if q.halted != notHalted {
+		q.settleWaiting()
+		return
+	}
+	q.wakeTakers(n)
+}
+
+// finish says that the group lends no more, waits until all of its tasks are
+// settled, and counts their outcomes.
+func (q *queue) finish() (Counts, time.Duration) {
+	q.mu.Lock()
+	q.close()
+	q.mu.Unlock()
 	<-q.settled
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.counts, time.Since(q.lentAt)
+	return q.counts, time.Since(q.begun)
+}
+
+// close counts one task of the group out, or the group itself. q.mu is held.
+func (q *queue) close() {
+	q.open--
+	if q.open == 0 {
+		q.settled <- struct{}{}
+	}
 }
 
 // orphaned says that tasks wait and nobody will take them. q.mu is held.
@@ -121,7 +171,8 @@ func (q *queue) take(s *session, dst []byte) []byte {
 	if !s.live || q.halted != notHalted || len(q.waiting) == 0 {
 		return dst
 	}
-	queued := time.Since(q.lentAt)
+	now := time.Now()
+	queued := now.Sub(q.begun)
 	n := 0
 	for _, r := range q.waiting {
 		if len(s.held) >= q.limit(s) || len(dst) >= chunkBytes {
@@ -129,13 +180,14 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		}
 		before := len(dst)
 		if len(r.Task.Instruction) < s.maxLine { // else do not even try
-			dst = appendMessage(dst, message{verb: verbRun, task: r.Index, attempt: r.Attempts + 1, text: r.Task.Instruction})
+			dst = appendMessage(dst, message{verb: verbRun, task: r.Index, attempt: r.Attempts + 1,
+				time: cmp.Or(r.Task.Timeout, q.run.config.taskTimeout), text: r.Task.Instruction})
 		}
 		size := len(dst) - before
 		if size == 0 || size > s.maxLine {
 			dst = dst[:before]
 			q.settle(r, Failed, fmt.Errorf("an instruction of %d bytes does not fit in a line of worker %s, which takes %d bytes, escapes included",
-				len(r.Task.Instruction), quoteUnlessPlain(s.name), s.maxLine))
+				len(r.Task.Instruction), quoteUnlessPlain(s.name), s.maxLine), 0)
 			n++
 			continue
 		}
@@ -147,10 +199,12 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		r.Attempts++
 		r.Worker = s.name
 		r.Queued = queued
-		s.held[r.Index] = flight{r, cost}
+		s.held[r.Index] = flight{r, cost, now}
+		s.sent++
 		s.cost += cost
 		q.inFlight++
 		n++
+		q.run.events.taskSent(q.run.id, r, s.addr)
 	}
 	clear(q.waiting[:n])
 	if n == len(q.waiting) {
@@ -162,30 +216,31 @@ func (q *queue) take(s *session, dst []byte) []byte {
 
 // release takes a task out of what s holds. It reports false if s does not
 // hold it. q.mu is held.
-func (q *queue) release(s *session, task int) (*Result, bool) {
+func (q *queue) release(s *session, task int) (flight, bool) {
 	f, ok := s.held[task]
-	if !ok {
-		return nil, false
+	if ok {
+		delete(s.held, task)
+		s.cost -= f.cost
+		q.inFlight--
 	}
-	delete(s.held, task)
-	s.cost -= f.cost
-	q.inFlight--
-	return f.result, true
+	return f, ok
 }
 
-// settle gives a task its outcome. why is ignored if that is Done. q.mu is
-// held.
-func (q *queue) settle(r *Result, o Outcome, why error) {
+// settle gives a task its outcome. why is ignored if that is Done; roundTrip
+// is 0 unless a report came. q.mu is held.
+func (q *queue) settle(r *Result, o Outcome, why error, roundTrip time.Duration) {
 	r.Outcome = o
 	if o != Done {
 		r.Err = taskError(r, why)
+		if q.failure == nil {
+			q.failure = r.Err
+		}
 	}
 	q.counts.add(o)
-	q.run.events.taskDone(q.run.id, r)
-	q.open--
-	if q.open == 0 {
-		q.settled <- struct{}{}
-	}
+	q.total.add(o)
+	q.run.events.taskDone(q.run.id, r, roundTrip)
+	q.run.delivery.settled(r)
+	q.close()
 }
 
 func taskError(r *Result, why error) *TaskError {
@@ -221,12 +276,26 @@ func (q *queue) putBack(back []*Result) {
 func (q *queue) settleWaiting() {
 	for _, r := range q.waiting {
 		if r.Losses > 0 {
-			q.settle(r, Unknown, fmt.Errorf("lost with its session, and not sent again: %w", q.why))
+			q.settle(r, Unknown, fmt.Errorf("lost with its session, and not sent again: %w", q.why), 0)
 		} else {
-			q.settle(r, Skipped, q.why)
+			q.settle(r, Skipped, q.why, 0)
 		}
 	}
 	q.waiting = nil
+}
+
+// loseSlot takes note that a handler of s is stuck in its slot for good. A
+// session without slots takes no more, and is asked to give back what waits
+// behind the stuck ones. q.mu is held.
+func (q *queue) loseSlot(s *session) {
+	s.slots--
+	if s.live {
+		q.slots--
+	}
+	if s.slots == 0 {
+		q.retire(s)
+		s.recall()
+	}
 }
 
 // retire ends s's part in the queue: it takes no more. q.mu is held.
@@ -278,7 +347,7 @@ func (q *queue) abandon(why error) {
 		back := q.takeBack(s, true)
 		q.retire(s)
 		for _, r := range back {
-			q.settle(r, Unknown, why)
+			q.settle(r, Unknown, why, 0)
 		}
 		s.wire.endWithError(faultf(codeTimeout, "tasks were not reported in time after CANCEL"))
 	}

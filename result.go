@@ -71,6 +71,10 @@ type Report struct {
 	Results []Result      // Results[i] belongs to the task with index i
 	Counts  Counts        // of Results by outcome
 	Elapsed time.Duration // of the whole run, connecting included
+
+	// Categories says the same for each category that was connected to, and
+	// each of its workers, sorted by category.
+	Categories []CategorySnapshot
 }
 
 // A TaskError says why a task is not Done. It unwraps to the reason: a

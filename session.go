@@ -22,15 +22,17 @@ type session struct {
 	// From WELCOME; set before the session joins its queue.
 	name     string // the worker's, or its address if it gave none
 	instance string
-	slots    int
 	window   int
 	maxLine  int
 
 	// guarded by queue.mu
+	slots    int // of the worker, less those that are stuck
 	held     map[int]flight
 	cost     int    // of held
 	live     bool   // it takes tasks
 	mayGive  bool   // the worker has reason to send RETURN
+	sent     int    // tasks, each sending counted
+	counts   Counts // of what it reported
 	out      []byte // lines other than RUN that wait for the writer
 	told     bool   // SHUTDOWN was sent
 	goodbye  bool   // GOODBYE was received
@@ -76,6 +78,7 @@ func (r *run) connect(ctx context.Context, q *queue, addr string) error {
 		return s.fail(err)
 	}
 	s.wire.liftReadDeadline()
+	r.events.sessionOpened(SessionOpenedInfo{Run: r.id, Category: q.category, Addr: addr, Worker: s.name, Slots: s.slots, Window: s.window})
 	q.join(s)
 	r.sessions.Go(func() error { s.serve(); return nil })
 	return nil
@@ -140,7 +143,7 @@ func (s *session) write() {
 // fill hands the writer what there is to say.
 func (s *session) fill(buf []byte) []byte {
 	s.queue.mu.Lock()
-	defer s.queue.mu.Unlock()
+	defer s.queue.unlock()
 	buf = append(buf, s.out...)
 	s.out = nil
 	return s.queue.take(s, buf)
@@ -151,9 +154,7 @@ func (s *session) serve() {
 	defer close(s.gone)
 	err := s.read()
 	// The fence comes first: from here on no report of this session counts.
-	if orphaned := s.leave(err); orphaned {
-		s.run.halt(haltSoft, s.queue.noWorker())
-	}
+	s.leave(err)
 	s.hangUp(err)
 }
 
@@ -177,20 +178,22 @@ func (s *session) close() {
 	s.wire.conn.Close()
 }
 
-// leave ends the session's part in the queue, and says whether tasks now wait
-// that nobody will take.
-func (s *session) leave(err error) (orphaned bool) {
+// leave ends the session's part in the queue.
+func (s *session) leave(err error) {
 	q := s.queue
 	q.mu.Lock()
-	defer q.mu.Unlock()
+	defer q.unlock()
 	if !s.ending && err != nil {
 		s.err = s.fail(s.whyLostLocked(err))
 	}
+	closed := s.ending
 	s.ending = true
 	q.retire(s)
 	// After GOODBYE nothing that was not reported was ever started.
 	q.putBack(q.takeBack(s, !s.goodbye))
-	return q.orphaned()
+	if !closed {
+		s.run.events.sessionLost(SessionLostInfo{Run: s.run.id, Category: q.category, Addr: s.addr, Worker: s.name, Goodbye: s.goodbye, Err: s.err})
+	}
 }
 
 // whyLost puts the writer's reason before the reader's, which follows from it,
@@ -247,9 +250,7 @@ func (s *session) read() error {
 		case verbPong:
 			// Nothing is measured yet.
 		case verbDrain:
-			if s.drained() {
-				s.run.halt(haltSoft, s.queue.noWorker())
-			}
+			s.drained()
 		case verbGoodbye:
 			s.saidGoodbye(m.text)
 			return nil
@@ -266,36 +267,36 @@ func (s *session) report(batch []message) error {
 	if len(batch) == 0 {
 		return nil
 	}
-	err, orphaned := s.settle(batch)
-	if orphaned {
-		s.run.halt(haltSoft, s.queue.noWorker())
-	}
-	return err
-}
-
-func (s *session) settle(batch []message) (err error, orphaned bool) {
 	q := s.queue
 	q.mu.Lock()
-	defer q.mu.Unlock()
+	defer q.unlock()
+	now := time.Now()
 	var back []*Result
+	var err error
 	for i := range batch {
 		m := &batch[i]
-		r, ok := q.release(s, m.task)
+		f, ok := q.release(s, m.task)
 		if !ok {
 			err = faultf(codeTask, "%s for task %d, which is not in flight here", m.verb, m.task)
 			break
 		}
+		r := f.result
 		switch m.verb {
 		case verbDone:
 			r.Output = m.text
 			r.Executed = m.time
-			q.settle(r, Done, nil)
+			s.counts.add(Done)
+			q.settle(r, Done, nil, now.Sub(f.sent))
 		case verbFail:
 			outcome := Failed
-			if m.word == kindCanceled {
+			switch m.word {
+			case kindCanceled:
 				outcome = Canceled
+			case kindStuck:
+				q.loseSlot(s)
 			}
-			q.settle(r, outcome, &RemoteError{Kind: m.word, Text: m.text})
+			s.counts.add(outcome)
+			q.settle(r, outcome, &RemoteError{Kind: m.word, Text: m.text}, now.Sub(f.sent))
 		case verbReturn:
 			back = append(back, r)
 			if !s.mayGive {
@@ -310,17 +311,16 @@ func (s *session) settle(batch []message) (err error, orphaned bool) {
 	if len(q.waiting) > 0 {
 		s.wire.wakeWriter()
 	}
-	return err, q.orphaned()
+	return err
 }
 
 // drained takes note of DRAIN.
-func (s *session) drained() (orphaned bool) {
+func (s *session) drained() {
 	q := s.queue
 	q.mu.Lock()
-	defer q.mu.Unlock()
+	defer q.unlock()
 	s.mayGive = true
 	q.retire(s)
-	return q.orphaned()
 }
 
 // saidGoodbye takes note of GOODBYE.
@@ -340,11 +340,17 @@ func (s *session) halt(how halt, why error) {
 	if s.ending || how == haltCancel && len(s.held) == 0 {
 		return
 	}
-	s.mayGive = true
 	if how == haltCancel {
+		s.mayGive = true
 		s.wire.sendUrgent(message{verb: verbCancel, text: cut(why.Error(), maxFailText)})
 		return
 	}
+	s.recall()
+}
+
+// recall asks for everything back that has not started. queue.mu is held.
+func (s *session) recall() {
+	s.mayGive = true
 	for task := range s.held {
 		s.out = appendMessage(s.out, message{verb: verbRecall, task: task})
 	}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -62,7 +63,7 @@ func TaskInfoFrom(ctx context.Context) (TaskInfo, bool) {
 	if !ok {
 		return TaskInfo{}, false
 	}
-	return TaskInfo{Run: j.session.hello.Run, Task: j.number, Attempt: j.attempt}, true
+	return j.info(), true
 }
 
 type taskInfoKey struct{}
@@ -100,9 +101,12 @@ type Worker struct {
 	turns     []*workerSession
 	sessions  map[*workerSession]struct{}
 	listeners map[net.Listener]struct{}
-	serving   int // calls of Serve and ServeConn that have not returned
+	stuck     map[string]*job // those reported as stuck whose handlers still run, by key
+	serving   int             // calls of Serve and ServeConn that have not returned
 	draining  bool
 	drained   chan struct{} // closed when draining and serving is 0
+
+	done, failed atomic.Int64 // handlers that returned, by what they returned
 }
 
 // NewWorker returns a worker that executes tasks with handler. It panics on a
@@ -130,6 +134,7 @@ func NewWorker(handler Handler, opts ...WorkerOption) *Worker {
 		free:      config.slots,
 		sessions:  make(map[*workerSession]struct{}),
 		listeners: make(map[net.Listener]struct{}),
+		stuck:     make(map[string]*job),
 		drained:   make(chan struct{}),
 	}
 }
@@ -301,8 +306,11 @@ func (w *Worker) running() string {
 	for s := range w.sessions {
 		sessions = append(sessions, s)
 	}
-	w.mu.Unlock()
 	var names []string
+	for _, j := range w.stuck {
+		names = append(names, fmt.Sprintf("task %d (%s), which is stuck", j.number, quoteUnlessPlain(j.instruction)))
+	}
+	w.mu.Unlock()
 	for _, s := range sessions {
 		for _, j := range s.started() {
 			names = append(names, fmt.Sprintf("task %d (%s)", j.number, quoteUnlessPlain(j.instruction)))
@@ -316,6 +324,35 @@ func (w *Worker) running() string {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), n-most)
 	}
 	return strings.Join(names, ", ")
+}
+
+// WorkerStats counts what a worker does.
+type WorkerStats struct {
+	Sessions int   // open now, over which handlers may still run
+	Slots    int   // tasks it executes at a time
+	Running  int   // slots that execute a handler now, stuck ones included
+	Stuck    int   // handlers reported as stuck that have not returned
+	Waiting  int   // tasks received and not started
+	Done     int64 // handlers that have returned an output
+	Failed   int64 // handlers that have returned an error or panicked
+}
+
+// Stats says what the worker does now. It is cheap enough to poll.
+func (w *Worker) Stats() WorkerStats {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	stats := WorkerStats{
+		Sessions: len(w.sessions),
+		Slots:    w.config.slots,
+		Running:  w.config.slots - w.free,
+		Stuck:    len(w.stuck),
+		Done:     w.done.Load(),
+		Failed:   w.failed.Load(),
+	}
+	for s := range w.sessions {
+		stats.Waiting += len(s.waiting.list) - s.waiting.head - s.waiting.returned
+	}
+	return stats
 }
 
 // dispatch starts waiting jobs while slots are free.
@@ -386,6 +423,15 @@ type job struct {
 	// guarded by Worker.mu
 	started  bool
 	returned bool // given back; it stays in the list of waiting jobs until its turn
+
+	stuck bool // reported as such; guarded by workerSession.mu
+}
+
+// key is TaskInfo.Key.
+func (j *job) key() string { return j.info().Key() }
+
+func (j *job) info() TaskInfo {
+	return TaskInfo{Run: j.session.hello.Run, Task: j.number, Attempt: j.attempt}
 }
 
 func (j *job) Value(key any) any {
@@ -685,8 +731,13 @@ func (s *workerSession) acceptBatch() error {
 		return err
 	}
 	w := s.worker
+	var beside []*job // those whose earlier attempt still runs here
 	w.mu.Lock()
 	for _, j := range batch {
+		if len(w.stuck) > 0 && w.stuck[j.key()] != nil {
+			beside = append(beside, j)
+			continue
+		}
 		s.waiting.push(j)
 	}
 	if !s.inTurn {
@@ -696,6 +747,10 @@ func (s *workerSession) acceptBatch() error {
 	w.mu.Unlock()
 	w.dispatch()
 	s.mu.Lock()
+	for _, j := range beside {
+		s.settle(j)
+		s.appendReport(message{verb: verbFail, task: j.number, word: kindError, text: "an earlier attempt still runs on this worker, stuck after its timeout"})
+	}
 	back := s.state == sessionReturns
 	s.mu.Unlock()
 	if back { // a drain began meanwhile, and did not see these yet
@@ -929,6 +984,7 @@ func (s *workerSession) call(j *job) (m message) {
 	if j.timeout > 0 {
 		c, cancel := context.WithTimeout(j, j.timeout)
 		defer cancel()
+		defer time.AfterFunc(j.timeout+stuckGrace, func() { s.stuck(j) }).Stop()
 		ctx = c
 	}
 	output, err := s.worker.handler.Handle(ctx, Task{Category: s.hello.Category, Instruction: j.instruction})
@@ -936,7 +992,10 @@ func (s *workerSession) call(j *job) (m message) {
 		return message{verb: verbDone, task: j.number, text: output}
 	}
 	kind := kindError
+	var final *finalError
 	switch {
+	case errors.As(err, &final):
+		kind = kindFinal
 	case s.ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(s.ctx))):
 		kind = kindCanceled
 	case j.timeout > 0 && ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded):
@@ -947,6 +1006,44 @@ func (s *workerSession) call(j *job) (m message) {
 		text = fmt.Sprintf("%T without a text", err)
 	}
 	return message{verb: verbFail, task: j.number, word: kind, text: text}
+}
+
+// stuckGrace is what a handler has to return after its task's time is over,
+// before it counts as stuck.
+const stuckGrace = time.Second
+
+// stuck reports a job whose time is over and whose handler goes on. The slot
+// stays taken until the handler returns; what it returns is dropped.
+func (s *workerSession) stuck(j *job) {
+	w := s.worker
+	// Entered before it is reported, so that another attempt, which the report
+	// may bring, does not start beside this one.
+	w.mu.Lock()
+	w.stuck[j.key()] = j
+	w.mu.Unlock()
+	s.mu.Lock()
+	j.stuck = s.inFlight[j.number] == j && s.state < sessionFinished
+	if j.stuck {
+		s.settle(j)
+		s.appendReport(message{verb: verbFail, task: j.number, word: kindStuck,
+			text: fmt.Sprintf("the handler still runs %v after its timeout of %v, and keeps its slot", stuckGrace, j.timeout)})
+	}
+	stuck := j.stuck
+	s.mu.Unlock()
+	if !stuck { // it has just returned, or there is nobody to report to
+		w.unstick(j)
+		return
+	}
+	s.sayGoodbyeIfDrained()
+}
+
+// unstick forgets a stuck job whose handler has returned.
+func (w *Worker) unstick(j *job) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stuck[j.key()] == j {
+		delete(w.stuck, j.key())
+	}
 }
 
 // shortStack keeps the part of a panic's stack that names the handler: what
@@ -967,7 +1064,17 @@ func (s *workerSession) report(j *job, m message) {
 	if m.verb == verbFail {
 		m.text = cut(m.text, maxFailText)
 	}
+	if m.verb == verbDone {
+		s.worker.done.Add(1)
+	} else {
+		s.worker.failed.Add(1)
+	}
 	s.mu.Lock()
+	if j.stuck {
+		s.mu.Unlock()
+		s.worker.unstick(j)
+		return
+	}
 	for s.state < sessionFinished && len(s.out)+s.writing > reportBytes {
 		s.room.Wait()
 	}

@@ -1,0 +1,87 @@
+package taskexec
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+)
+
+// A RunSnapshot says how far a run has come.
+type RunSnapshot struct {
+	Run        string
+	Elapsed    time.Duration
+	Categories []CategorySnapshot // those that have been connected to, sorted
+}
+
+// Counts adds up the categories'.
+func (s RunSnapshot) Counts() Counts {
+	var sum Counts
+	for _, c := range s.Categories {
+		sum.Done += c.Counts.Done
+		sum.Failed += c.Counts.Failed
+		sum.Canceled += c.Counts.Canceled
+		sum.Skipped += c.Counts.Skipped
+		sum.Unknown += c.Counts.Unknown
+	}
+	return sum
+}
+
+// A CategorySnapshot counts the tasks of a category in a run. Each is Waiting,
+// InFlight or one of Counts.
+type CategorySnapshot struct {
+	Category string
+	Waiting  int // not sent, or to be sent again; in a Stream, of the tasks read so far
+	InFlight int // sent, and not reported
+	Counts   Counts
+	Workers  []WorkerSnapshot // one for each session, in the order they opened
+}
+
+// A WorkerSnapshot counts what a session has done.
+type WorkerSnapshot struct {
+	Worker   string // the worker's name, or its address if it has none
+	Addr     string
+	Open     bool   // it may be sent tasks
+	InFlight int    // tasks sent and not reported
+	Sent     int    // sendings
+	Counts   Counts // of what it reported
+}
+
+// Snapshot says how far each run that goes on has come, in no order. It takes
+// a short lock for each category, and is cheap enough to poll.
+func (c *Coordinator) Snapshot() []RunSnapshot {
+	c.mu.Lock()
+	runs := slices.Collect(maps.Keys(c.runs))
+	c.mu.Unlock()
+	snapshots := make([]RunSnapshot, len(runs))
+	for i, r := range runs {
+		snapshots[i] = RunSnapshot{Run: r.id, Elapsed: time.Since(r.started), Categories: r.snapshot()}
+	}
+	return snapshots
+}
+
+func (r *run) snapshot() []CategorySnapshot {
+	var all []CategorySnapshot
+	for _, q := range r.allQueues() {
+		all = append(all, q.snapshot())
+	}
+	slices.SortFunc(all, func(a, b CategorySnapshot) int { return cmp.Compare(a.Category, b.Category) })
+	return all
+}
+
+func (q *queue) snapshot() CategorySnapshot {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	c := CategorySnapshot{
+		Category: q.category,
+		Waiting:  q.planned - q.inFlight - q.total.Total(),
+		InFlight: q.inFlight,
+		Counts:   q.total,
+	}
+	for _, s := range q.sessions {
+		c.Workers = append(c.Workers, WorkerSnapshot{
+			Worker: s.name, Addr: s.addr, Open: s.live, InFlight: len(s.held), Sent: s.sent, Counts: s.counts,
+		})
+	}
+	return c
+}

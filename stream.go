@@ -1,0 +1,334 @@
+package taskexec
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"runtime"
+	"slices"
+	"sync"
+)
+
+// errLeft is why a Stream whose consumer left its loop is canceled.
+var errLeft = errors.New("taskexec: the consumer of the Stream left its loop")
+
+// Stream is Run for tasks and results that need not all be in memory: it takes
+// tasks from seq and yields a Result for each. Everything said of Run holds,
+// but for what follows.
+//
+// Results come in plan order; with the order Concurrent, as they settle. What
+// has been read from seq, or must be held back so that the order is kept, is
+// bounded by WithStreamBuffer: then seq is not asked for more until results are
+// taken. ByCategory has to see its whole input before its first stage, so it
+// collects all tasks, at about 200 bytes each and the instruction; only its
+// outputs are bounded. With ByInput and Concurrent a category's workers are
+// connected when its first task comes, and with WithWorkerShutdown workers are
+// told at the end.
+//
+// The error is yielded once and last, with a zero Result: a *RunError, if the
+// run could not go on. Then seq may not have been read to its end, and nothing
+// is said of the tasks that were not. A task that is not Done is no such
+// error: its Result says it.
+//
+// seq is called in a goroutine of its own, and Stream's loop ends only after
+// seq has returned; a panic in seq is raised again in the caller. Leaving the
+// loop cancels the run, waits for it, and leaves nothing behind.
+func (c *Coordinator) Stream(ctx context.Context, seq iter.Seq[Task]) iter.Seq2[Result, error] {
+	return func(yield func(Result, error) bool) {
+		r := newRun(&c.config)
+		if err := c.begin(r); err != nil {
+			yield(Result{}, &RunError{Err: err})
+			return
+		}
+		defer c.finish(r)
+		r.delivery = newDelivery(c.config.streamBuffer, c.config.order != Concurrent)
+
+		var engine sync.WaitGroup
+		var err error
+		var panicked any
+		returned := false
+		engine.Go(func() {
+			defer r.delivery.close()
+			defer func() {
+				if !returned {
+					panicked = recover() // nil if seq called runtime.Goexit
+				}
+			}()
+			err = r.stream(ctx, seq)
+			returned = true
+		})
+		// However the loop is left, by a panic of its body too.
+		left := true
+		defer func() {
+			if left {
+				r.halt(haltCancel, errLeft)
+				r.delivery.leave()
+				engine.Wait()
+			}
+		}()
+		var counts Counts
+		for res := r.delivery.next(); res != nil; res = r.delivery.next() {
+			counts.add(res.Outcome)
+			if !yield(*res, nil) {
+				return
+			}
+		}
+		left = false
+		engine.Wait()
+		if !returned {
+			if panicked == nil {
+				runtime.Goexit()
+			}
+			panic(panicked)
+		}
+		if err := r.verdict(counts, err, nil); err != nil {
+			yield(Result{}, err)
+		}
+	}
+}
+
+// stream is the engine's goroutine of a Stream.
+func (r *run) stream(ctx context.Context, seq iter.Seq[Task]) error {
+	if r.config.order != ByCategory {
+		return r.execute(ctx, func(ctx context.Context) error { return r.runSeq(ctx, seq) })
+	}
+	var tasks []Task
+	for task := range seq {
+		if ctx.Err() != nil || r.haltedBy() != nil {
+			break
+		}
+		tasks = append(tasks, task)
+	}
+	r.plan(tasks)
+	err := r.execute(ctx, r.runPlan)
+	r.settleRest(err)
+	r.deliverRest()
+	return err
+}
+
+// deliverRest delivers the results of tasks that were never lent to a queue,
+// in plan order if there came to be a plan.
+func (r *run) deliverRest() {
+	if r.order == nil {
+		for i := range r.results {
+			r.order = append(r.order, i)
+		}
+	}
+	for _, i := range r.order[r.lent:] {
+		if r.delivery.acquire(1) == 0 {
+			return
+		}
+		r.delivery.expect(&r.results[i])
+		r.delivery.settled(&r.results[i])
+	}
+}
+
+// runSeq runs the tasks of a sequence as they come.
+func (r *run) runSeq(ctx context.Context, seq iter.Seq[Task]) error {
+	n := 0
+	var open []*queue // those whose group has begun and lends more, in Concurrent
+	for task := range seq {
+		if r.delivery.acquire(1) == 0 {
+			break
+		}
+		res := new(Result)
+		*res = newResult(n, task)
+		r.delivery.expect(res)
+		q, err := r.queueFor(ctx, res)
+		if err != nil {
+			// The task is settled; the run cannot go on.
+			r.halt(haltSoft, err)
+			break
+		}
+		if r.config.order == ByInput {
+			if !r.goesOn(r.runTask(n, q, res)) {
+				break
+			}
+		} else {
+			if !slices.Contains(open, q) {
+				r.events.groupStarted(GroupStartedInfo{Run: r.id, Category: q.category})
+				q.begin()
+				open = append(open, q)
+			}
+			q.lendOne(res)
+			if !r.goesOn(nil) {
+				break
+			}
+		}
+		n++
+	}
+	for _, q := range open {
+		counts, elapsed := q.finish()
+		r.events.groupDone(GroupDoneInfo{Run: r.id, Category: q.category, Counts: counts, Elapsed: elapsed})
+	}
+	clear(r.needed)
+	r.dismiss(ctx)
+	return nil
+}
+
+// runTask runs a stage of one task.
+func (r *run) runTask(number int, q *queue, res *Result) (failed *Result) {
+	tasks := []Task{res.Task}
+	r.events.groupStarted(GroupStartedInfo{Run: r.id, Stage: number, Category: q.category, Tasks: tasks})
+	q.begin()
+	q.lendOne(res)
+	counts, elapsed := q.finish()
+	r.events.groupDone(GroupDoneInfo{Run: r.id, Stage: number, Category: q.category, Tasks: tasks, Counts: counts, Elapsed: elapsed})
+	if res.Outcome != Done {
+		return res
+	}
+	return nil
+}
+
+// queueFor returns the queue of a task's category, with its sessions open. If
+// that cannot be had it settles the task, and its error is why the run cannot
+// go on.
+func (r *run) queueFor(ctx context.Context, res *Result) (*queue, error) {
+	settle := func(o Outcome, err error) {
+		res.Outcome = o
+		res.Err = taskError(res, err)
+		r.delivery.settled(res)
+	}
+	if fault := taskFault(res.Task); fault != nil {
+		settle(Failed, fault)
+		return nil, res.Err
+	}
+	category := res.Task.Category
+	if q := r.queues[category]; q != nil {
+		return q, nil
+	}
+	err := r.checkWorkers(category, res)
+	if err == nil {
+		r.needed[category] = true
+		r.addQueue(category)
+		err = r.open(ctx, []string{category})
+	}
+	if err != nil {
+		settle(Skipped, err)
+		return nil, err
+	}
+	return r.queues[category], nil
+}
+
+// A delivery brings the results of a Stream to its consumer. Each task goes
+// through it in this order: acquire makes room for it, expect enters it,
+// settled completes it, and next hands it out, which frees its room when the
+// following result is asked for.
+//
+// A nil *delivery, that of Run, has room for everything and drops what it is
+// given.
+type delivery struct {
+	ordered bool
+	limit   int
+
+	mu       sync.Mutex      // guards following
+	room     sync.Cond       // waited on by acquire
+	ready    sync.Cond       // waited on by next
+	taken    int             // places taken
+	given    int             // of those, handed out and freed with the next call
+	order    []*Result       // ordered: expected and not handed out, in order
+	complete map[int]*Result // ordered: settled and not handed out, by index
+	list     []*Result       // not ordered: settled and not handed out
+	closed   bool            // nothing more is expected
+	left     bool            // nobody takes any more
+}
+
+func newDelivery(limit int, ordered bool) *delivery {
+	d := &delivery{limit: limit, ordered: ordered, complete: make(map[int]*Result)}
+	d.room.L = &d.mu
+	d.ready.L = &d.mu
+	return d
+}
+
+// acquire waits for room for up to n tasks, and takes it. It returns for how
+// many; 0 only if the consumer has left.
+func (d *delivery) acquire(n int) int {
+	if d == nil {
+		return n
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for d.taken >= d.limit && !d.left {
+		d.room.Wait()
+	}
+	if d.left {
+		return 0
+	}
+	n = min(n, d.limit-d.taken)
+	d.taken += n
+	return n
+}
+
+// expect says that r comes next, if the order is kept.
+func (d *delivery) expect(r *Result) {
+	if d == nil || !d.ordered {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.order = append(d.order, r)
+}
+
+// settled says that r has its outcome.
+func (d *delivery) settled(r *Result) {
+	if d == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.ordered {
+		d.list = append(d.list, r)
+		d.ready.Signal()
+		return
+	}
+	d.complete[r.Index] = r
+	if len(d.order) > 0 && d.order[0] == r {
+		d.ready.Signal()
+	}
+}
+
+// next waits for the next result. It is nil when no more come.
+func (d *delivery) next() *Result {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.given > 0 {
+		d.taken -= d.given
+		d.given = 0
+		d.room.Signal()
+	}
+	for {
+		var r *Result
+		switch {
+		case !d.ordered && len(d.list) > 0:
+			r, d.list[0] = d.list[0], nil
+			d.list = d.list[1:]
+		case d.ordered && len(d.order) > 0 && d.complete[d.order[0].Index] != nil:
+			r, d.order[0] = d.order[0], nil
+			d.order = d.order[1:]
+			delete(d.complete, r.Index)
+		case d.closed:
+			return nil
+		default:
+			d.ready.Wait()
+			continue
+		}
+		d.given++
+		return r
+	}
+}
+
+// close says that nothing more comes.
+func (d *delivery) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	d.ready.Signal()
+}
+
+// leave says that nobody takes results any more.
+func (d *delivery) leave() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.left = true
+	d.room.Signal()
+}

@@ -1,0 +1,82 @@
+package taskexec
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// HandlerOf makes a Handler of a function over types: the instruction is
+// decoded from JSON into an In, and the Out encoded to JSON as the output, both
+// by encoding/json. TaskOf and OutputOf are the coordinator's side of it.
+//
+// An instruction that does not decode fails its task with the kind "final",
+// since no other attempt would change it; the error names the field. So does
+// an Out that does not encode.
+func HandlerOf[In, Out any](f func(ctx context.Context, in In) (Out, error)) Handler {
+	if f == nil {
+		panic("taskexec: HandlerOf: nil function")
+	}
+	return HandlerFunc(func(ctx context.Context, task Task) (string, error) {
+		var in In
+		if err := json.Unmarshal([]byte(task.Instruction), &in); err != nil {
+			return "", Final(fmt.Errorf("decoding the instruction into %T: %w", in, fieldError(err)))
+		}
+		out, err := f(ctx, in)
+		if err != nil {
+			return "", err
+		}
+		output, err := json.Marshal(out)
+		if err != nil {
+			return "", Final(fmt.Errorf("encoding the output from %T: %w", out, err))
+		}
+		return string(output), nil
+	})
+}
+
+// fieldError puts the field of a type error first, in the words of the JSON.
+func fieldError(err error) error {
+	var mismatch *json.UnmarshalTypeError
+	if errors.As(err, &mismatch) && mismatch.Field != "" {
+		return fmt.Errorf("field %q: %w", mismatch.Field, err)
+	}
+	return err
+}
+
+// TaskOf makes a task whose instruction is in as JSON. Its error is that of
+// encoding/json.
+func TaskOf[In any](category string, in In) (Task, error) {
+	instruction, err := json.Marshal(in)
+	if err != nil {
+		return Task{}, fmt.Errorf("taskexec: encoding an instruction from %T: %w", in, err)
+	}
+	return Task{Category: category, Instruction: string(instruction)}, nil
+}
+
+// OutputOf reads the output of a result that is Done. Its error is that of
+// the result if it is not Done, else that of decoding; it names the field.
+func OutputOf[Out any](r Result) (Out, error) {
+	var out Out
+	if r.Err != nil {
+		return out, r.Err
+	}
+	if err := json.Unmarshal([]byte(r.Output), &out); err != nil {
+		return out, fmt.Errorf("taskexec: decoding the output of task %d into %T: %w", r.Index, out, fieldError(err))
+	}
+	return out, nil
+}
+
+// Final marks a handler's error as one that another attempt would not change.
+// The task fails with the kind "final". Final(nil) is nil.
+func Final(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &finalError{err}
+}
+
+type finalError struct{ err error }
+
+func (e *finalError) Error() string { return e.err.Error() }
+func (e *finalError) Unwrap() error { return e.err }

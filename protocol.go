@@ -27,7 +27,7 @@ const (
 	windowTasks    = 4096                      // most tasks in flight on a session
 	windowBytes    = 1 << 20                   // most bytes in flight on a session, counted by taskCost
 	minTaskCost    = 256                       // what a short task counts for: windowTasks of them fill windowBytes
-	maxFailText    = 4 << 10                   // a longer error message is cut
+	maxFailText    = minMaxLine - 64           // a longer error message is cut, so that its line fits whatever the limit is
 	maxNameLen     = 255                       // bytes of a category, a worker's name, an instance, a run
 	maxNumber      = (1<<53 - 1) & math.MaxInt // every number fits a double, so that any language can read it
 	maxMillis      = 1_000_000_000_000
@@ -281,8 +281,12 @@ func parseMessage(line string) (message, error) {
 	case verbShutdown, verbDrain:
 		f.end()
 	case verbError:
+		// Any code: those of later versions should be heard too.
 		m.word = f.word()
 		m.text = f.text()
+		if strings.IndexFunc(m.word, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
+			f.fail("bad code " + quote(m.word))
+		}
 	case verbHello, verbWelcome:
 		m.word = f.word()
 		m.text = f.rest
@@ -442,8 +446,8 @@ func parseHello(m message) (hello, error) {
 		return h, faultf(codeGreeting, "run %s is not at most %d bytes of UTF-8 without control characters", quote(h.Run), maxNameLen)
 	case h.TimeoutMS < 0 || h.TimeoutMS > maxMillis:
 		return h, faultf(codeGreeting, "timeout_ms %d is out of range", h.TimeoutMS)
-	case h.MaxLine != 0 && h.MaxLine < minMaxLine:
-		return h, faultf(codeGreeting, "max_line %d is below %d", h.MaxLine, minMaxLine)
+	case h.MaxLine != 0 && (h.MaxLine < minMaxLine || h.MaxLine > maxNumber):
+		return h, faultf(codeGreeting, "max_line %d is not %d to %d", h.MaxLine, minMaxLine, maxNumber)
 	}
 	if h.MaxLine == 0 {
 		h.MaxLine = defaultMaxLine
@@ -464,12 +468,12 @@ func parseWelcome(m message) (welcome, error) {
 		}
 	}
 	switch {
-	case w.Slots < 0:
-		return w, faultf(codeGreeting, "slots %d is negative", w.Slots)
-	case w.Window < 0:
-		return w, faultf(codeGreeting, "window %d is negative", w.Window)
-	case w.MaxLine != 0 && w.MaxLine < minMaxLine:
-		return w, faultf(codeGreeting, "max_line %d is below %d", w.MaxLine, minMaxLine)
+	case w.Slots < 0 || w.Slots > maxNumber:
+		return w, faultf(codeGreeting, "slots %d is not 0 to %d", w.Slots, maxNumber)
+	case w.Window < 0 || w.Window > maxNumber:
+		return w, faultf(codeGreeting, "window %d is not 0 to %d", w.Window, maxNumber)
+	case w.MaxLine != 0 && (w.MaxLine < minMaxLine || w.MaxLine > maxNumber):
+		return w, faultf(codeGreeting, "max_line %d is not %d to %d", w.MaxLine, minMaxLine, maxNumber)
 	}
 	if w.Slots == 0 {
 		w.Slots = 1
@@ -485,11 +489,24 @@ func parseWelcome(m message) (welcome, error) {
 
 // decodeGreeting reads the object of a greeting of this version into a struct.
 func decodeGreeting(m message, object any) error {
-	if m.word != protocolVersion {
+	switch name, _, _ := strings.Cut(protocolVersion, "/"); {
+	case m.word == protocolVersion:
+	case strings.HasPrefix(m.word, name+"/"):
 		return faultf(codeVersion, "this side speaks %s, not %s", protocolVersion, quote(m.word))
+	default:
+		return faultf(codeProtocol, "this side speaks %s, not %s", protocolVersion, quote(m.word))
+	}
+	// What encoding/json lets pass, and would be a riddle later.
+	switch {
+	case !strings.HasPrefix(m.text, "{"):
+		return faultf(codeGreeting, "%s needs a JSON object after its version, and one space between, not %s", m.verb, quote(m.text))
+	case strings.Contains(m.text, "\r"):
+		return faultf(codeGreeting, "a carriage return in %s: lines end with a newline alone", m.verb)
+	case !utf8.ValidString(m.text):
+		return faultf(codeGreeting, "the object of %s is not UTF-8", m.verb)
 	}
 	if err := json.Unmarshal([]byte(m.text), object); err != nil {
-		return faultf(codeGreeting, "the object of %s: %v", m.verb, err)
+		return faultf(codeGreeting, "the object of %s is not the JSON that belongs there: %v", m.verb, err)
 	}
 	return nil
 }
@@ -534,20 +551,46 @@ func plainText(s string) string {
 		return s
 	}
 	q := strconv.Quote(s)
-	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
+	return cut(strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`), maxFailText)
 }
 
 func notPlain(r rune) bool { return r == utf8.RuneError || !strconv.IsPrint(r) }
 
+const cutMark = "…" // stands for what was cut off
+
 // cut shortens s to at most n bytes, between two runes, and shows that it did.
 func cut(s string, n int) string {
-	const mark = "…"
 	if len(s) <= n {
 		return s
 	}
-	end := n - len(mark)
-	for end > 0 && !utf8.RuneStart(s[end]) {
-		end--
+	return s[:runeEnd(s, n-len(cutMark))] + cutMark
+}
+
+// cutText shortens an error message so that it takes at most maxFailText bytes
+// of a line, escapes included.
+func cutText(s string) string {
+	n, end := 0, 0 // bytes that s[:i] takes; the last i that leaves room for the mark
+	for i := range len(s) {
+		if n <= maxFailText-len(cutMark) {
+			end = i
+		}
+		n++
+		if c := s[i]; c == '\\' || c == '\n' || c == '\r' {
+			n++
+		}
+		if n > maxFailText {
+			return s[:runeEnd(s, end)] + cutMark
+		}
 	}
-	return s[:end] + mark
+	return s
+}
+
+// runeEnd is end, or where the rune begins that would be cut there.
+func runeEnd(s string, end int) int {
+	for i := end; i > max(end-utf8.UTFMax, -1); i-- { // no farther: s may not be UTF-8 at all
+		if utf8.RuneStart(s[i]) {
+			return i
+		}
+	}
+	return end
 }

@@ -342,7 +342,7 @@ func (s *session) halt(how halt, why error) {
 	}
 	if how == haltCancel {
 		s.mayGive = true
-		s.wire.sendUrgent(message{verb: verbCancel, text: cut(why.Error(), maxFailText)})
+		s.wire.sendUrgent(message{verb: verbCancel, text: cutText(why.Error())})
 		return
 	}
 	s.recall()

@@ -194,7 +194,7 @@ func (c *wire) liftReadDeadline() {
 
 // endWithError ends the wire at once, with an ERROR as last words.
 func (c *wire) endWithError(e *ProtocolError) {
-	c.end(endAtOnce, appendMessage(nil, message{verb: verbError, word: e.Code, text: cut(e.Text, maxFailText)}))
+	c.end(endAtOnce, appendMessage(nil, message{verb: verbError, word: e.Code, text: cutText(e.Text)}))
 }
 
 // discard reads input and throws it away until the connection ends, or too

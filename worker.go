@@ -1062,7 +1062,7 @@ func shortStack(stack []byte) string {
 // report queues the report of a job that ran, as soon as there is room.
 func (s *workerSession) report(j *job, m message) {
 	if m.verb == verbFail {
-		m.text = cut(m.text, maxFailText)
+		m.text = cutText(m.text)
 	}
 	if m.verb == verbDone {
 		s.worker.done.Add(1)

@@ -163,7 +163,7 @@ type run struct {
 	why    []error            // the run could not go on
 	stop   error              // what settles tasks that are not sent any more
 	grace  *time.Timer        // runs out when a canceled run gives up on its tasks
-	cancel context.CancelFunc // ends the opening of sessions
+	cancel context.CancelFunc // ends the opening of sessions, if that goes on
 }
 
 // A runWorker is a worker as the run knows it: all the sessions that named the
@@ -326,20 +326,20 @@ func (r *run) open(ctx context.Context, categories []string) error {
 	if halted {
 		return r.haltedBy()
 	}
-	var dials errgroup.Group
-	var failures []error // by position, so that their order is that of the options
+	type target struct{ category, addr string }
+	var targets []target
 	for _, category := range categories {
 		for _, addr := range r.config.workers[category] {
-			i := len(failures)
-			failures = append(failures, nil)
-			dials.Go(func() error {
-				err := r.connect(ctx, r.queues[category], addr)
-				r.mu.Lock()
-				defer r.mu.Unlock()
-				failures[i] = err
-				return nil
-			})
+			targets = append(targets, target{category, addr})
 		}
+	}
+	var dials errgroup.Group
+	failures := make([]error, len(targets)) // in the order of the options
+	for i, t := range targets {
+		dials.Go(func() error {
+			failures[i] = r.connect(ctx, r.queues[t.category], t.addr)
+			return nil
+		})
 	}
 	dials.Wait()
 	if err := r.haltedBy(); err != nil {

@@ -298,7 +298,9 @@ func (q *queue) loseSlot(s *session) {
 	}
 }
 
-// retire ends s's part in the queue: it takes no more. q.mu is held.
+// retire ends s's part in the queue: it takes no more. The others may have
+// been left asleep because s was woken for what waits, and their shares of it
+// have grown. q.mu is held.
 func (q *queue) retire(s *session) {
 	if !s.live {
 		return
@@ -306,6 +308,7 @@ func (q *queue) retire(s *session) {
 	s.live = false
 	q.live = slices.DeleteFunc(q.live, func(l *session) bool { return l == s })
 	q.slots -= s.slots
+	q.wakeTakers(len(q.waiting))
 }
 
 // takeBack empties what s holds. Tasks that are lost may have run; those that

@@ -49,15 +49,6 @@ func newTestCoordinator(t *testing.T, opts ...CoordinatorOption) *Coordinator {
 	return c
 }
 
-func tasksOf(t *testing.T, text string) []Task {
-	t.Helper()
-	tasks, err := ParseTasks(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tasks
-}
-
 // collect goes through a Stream to its end.
 func collect(stream iter.Seq2[Result, error]) (results []Result, err error) {
 	for r, e := range stream {
@@ -69,8 +60,8 @@ func collect(stream iter.Seq2[Result, error]) (results []Result, err error) {
 	return results, nil
 }
 
-// echo sleeps for a random-looking time and returns the instruction.
-var echo = HandlerFunc(func(ctx context.Context, task Task) (string, error) {
+// echoHandler sleeps for a random-looking time and returns the instruction.
+var echoHandler = HandlerFunc(func(ctx context.Context, task Task) (string, error) {
 	time.Sleep(time.Duration(len(task.Instruction)*7%5) * time.Millisecond)
 	if strings.Contains(task.Instruction, "bad") {
 		return "", errors.New("no good")
@@ -78,7 +69,7 @@ var echo = HandlerFunc(func(ctx context.Context, task Task) (string, error) {
 	return task.Instruction, nil
 })
 
-func outcomes(results []Result) string {
+func outcomesOf(results []Result) string {
 	var words []string
 	for _, r := range results {
 		words = append(words, fmt.Sprintf("%s:%s", r.Task.Instruction, r.Outcome))
@@ -93,10 +84,10 @@ func TestStreamYieldsInPlanOrder(t *testing.T) {
 	} {
 		for _, buffer := range []int{1, 2, 100} {
 			synctest.Test(t, func(t *testing.T) {
-				c := newTestCoordinator(t, append(serveMem(t, echo, "abc", WithSlots(3)), WithOrder(order), WithStreamBuffer(buffer))...)
-				results, err := collect(c.Stream(t.Context(), slices.Values(tasksOf(t, "a1 a2 c1 b1 c2 b3 b2 b4 a3"))))
-				if err != nil || outcomes(results) != want {
-					t.Errorf("%v, buffer %d: got %s and %v, want %s", order, buffer, outcomes(results), err, want)
+				c := newTestCoordinator(t, append(serveMem(t, echoHandler, "abc", WithSlots(3)), WithOrder(order), WithStreamBuffer(buffer))...)
+				results, err := collect(c.Stream(t.Context(), slices.Values(mustParse(t, "a1 a2 c1 b1 c2 b3 b2 b4 a3"))))
+				if err != nil || outcomesOf(results) != want {
+					t.Errorf("%v, buffer %d: got %s and %v, want %s", order, buffer, outcomesOf(results), err, want)
 				}
 			})
 		}
@@ -105,7 +96,7 @@ func TestStreamYieldsInPlanOrder(t *testing.T) {
 
 func TestStreamConcurrentYieldsEachTaskOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newTestCoordinator(t, append(serveMem(t, echo, "abc", WithSlots(2)), WithOrder(Concurrent), WithStreamBuffer(5))...)
+		c := newTestCoordinator(t, append(serveMem(t, echoHandler, "abc", WithSlots(2)), WithOrder(Concurrent), WithStreamBuffer(5))...)
 		var read atomic.Int64
 		yielded := 0
 		seen := make(map[int]bool)
@@ -139,12 +130,12 @@ func TestLeavingAStreamAtAnyPointLeavesNothingBehind(t *testing.T) {
 	for _, order := range []Order{ByCategory, ByInput, Concurrent} {
 		for stop := range 10 {
 			synctest.Test(t, func(t *testing.T) {
-				c := newTestCoordinator(t, append(serveMem(t, echo, "abc", WithSlots(2)), WithOrder(order), WithStreamBuffer(2))...)
+				c := newTestCoordinator(t, append(serveMem(t, echoHandler, "abc", WithSlots(2)), WithOrder(order), WithStreamBuffer(2))...)
 				returned := false
 				n := 0
 				for _, err := range c.Stream(t.Context(), func(yield func(Task) bool) {
 					defer func() { returned = true }()
-					for _, task := range tasksOf(t, "a1 a2 c1 b1 c2 b3 b2 b4 a3") {
+					for _, task := range mustParse(t, "a1 a2 c1 b1 c2 b3 b2 b4 a3") {
 						if !yield(task) {
 							return
 						}
@@ -172,7 +163,7 @@ func TestLeavingAStreamAtAnyPointLeavesNothingBehind(t *testing.T) {
 func TestAPanicInTheSequenceIsRaisedInTheCaller(t *testing.T) {
 	for _, order := range []Order{ByCategory, ByInput, Concurrent} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newTestCoordinator(t, append(serveMem(t, echo, "a"), WithOrder(order))...)
+			c := newTestCoordinator(t, append(serveMem(t, echoHandler, "a"), WithOrder(order))...)
 			defer func() {
 				if v := recover(); v != "from the sequence" {
 					t.Errorf("%v: recovered %v", order, v)
@@ -190,13 +181,13 @@ func TestAPanicInTheSequenceIsRaisedInTheCaller(t *testing.T) {
 
 func TestAPanicInTheLoopOfAStreamLeavesNothingBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newTestCoordinator(t, append(serveMem(t, echo, "a"), WithOrder(Concurrent))...)
+		c := newTestCoordinator(t, append(serveMem(t, echoHandler, "a"), WithOrder(Concurrent))...)
 		defer func() {
 			if v := recover(); v != "from the loop" || len(c.Snapshot()) != 0 {
 				t.Errorf("recovered %v, %d runs left", v, len(c.Snapshot()))
 			}
 		}()
-		for range c.Stream(t.Context(), slices.Values(tasksOf(t, "a1 a2 a3"))) {
+		for range c.Stream(t.Context(), slices.Values(mustParse(t, "a1 a2 a3"))) {
 			panic("from the loop")
 		}
 	})
@@ -217,10 +208,10 @@ func TestStreamYieldsWhatItReadAndThenItsErrorOnce(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				co := newTestCoordinator(t, append(serveMem(t, echo, "ab"), WithOrder(c.order))...)
-				results, err := collect(co.Stream(t.Context(), slices.Values(tasksOf(t, c.text))))
-				if outcomes(results) != c.want || !errors.Is(err, c.is) || (c.is == nil) != (err == nil) {
-					t.Errorf("got %s and %v, want %s and %v", outcomes(results), err, c.want, c.is)
+				co := newTestCoordinator(t, append(serveMem(t, echoHandler, "ab"), WithOrder(c.order))...)
+				results, err := collect(co.Stream(t.Context(), slices.Values(mustParse(t, c.text))))
+				if outcomesOf(results) != c.want || !errors.Is(err, c.is) || (c.is == nil) != (err == nil) {
+					t.Errorf("got %s and %v, want %s and %v", outcomesOf(results), err, c.want, c.is)
 				}
 				for _, r := range results {
 					if var_, ok := errors.AsType[*TaskError](r.Err); (r.Outcome != Done) != ok {
@@ -240,13 +231,13 @@ func TestStreamIsCanceledByItsContext(t *testing.T) {
 			ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("enough"))
 			defer cancel()
 			start := time.Now()
-			results, err := collect(c.Stream(ctx, slices.Values(tasksOf(t, "a1 a2"))))
+			results, err := collect(c.Stream(ctx, slices.Values(mustParse(t, "a1 a2"))))
 			if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "enough") {
 				t.Errorf("%v: error %v", order, err)
 			}
 			slices.SortFunc(results, func(a, b Result) int { return a.Index - b.Index })
 			if len(results) == 0 || results[0].Outcome != Canceled || time.Since(start) != time.Second {
-				t.Errorf("%v: got %s after %v", order, outcomes(results), time.Since(start))
+				t.Errorf("%v: got %s after %v", order, outcomesOf(results), time.Since(start))
 			}
 		})
 	}
@@ -301,8 +292,8 @@ func TestStopSoonStartsNothingAfterTheFirstFailure(t *testing.T) {
 			return "", nil
 		})
 		c := newTestCoordinator(t, append(serveMem(t, h, "ab"), WithOnFailure(StopSoon))...)
-		report, err := c.Run(t.Context(), tasksOf(t, "a1 a2 a3 a4 b1"))
-		if got, want := outcomes(report.Results), "a1:Done a2:Failed a3:Skipped a4:Skipped b1:Skipped"; got != want {
+		report, err := c.Run(t.Context(), mustParse(t, "a1 a2 a3 a4 b1"))
+		if got, want := outcomesOf(report.Results), "a1:Done a2:Failed a3:Skipped a4:Skipped b1:Skipped"; got != want {
 			// a3 may have been started before the RECALL came: one slot starts
 			// the next task while the report of the last travels.
 			if want := "a1:Done a2:Failed a3:Done a4:Skipped b1:Skipped"; got != want {
@@ -324,9 +315,9 @@ func TestStopSoonStartsNothingAfterTheFirstFailure(t *testing.T) {
 func TestKeepGoingTriesEveryTask(t *testing.T) {
 	for _, order := range []Order{ByCategory, ByInput, Concurrent} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newTestCoordinator(t, append(serveMem(t, echo, "ab"), WithOrder(order), WithOnFailure(KeepGoing))...)
-			report, err := c.Run(t.Context(), tasksOf(t, "abad a2 bbad b2"))
-			if got, want := outcomes(report.Results), "abad:Failed a2:Done bbad:Failed b2:Done"; got != want {
+			c := newTestCoordinator(t, append(serveMem(t, echoHandler, "ab"), WithOrder(order), WithOnFailure(KeepGoing))...)
+			report, err := c.Run(t.Context(), mustParse(t, "abad a2 bbad b2"))
+			if got, want := outcomesOf(report.Results), "abad:Failed a2:Done bbad:Failed b2:Done"; got != want {
 				t.Errorf("%v: got %s, want %s", order, got, want)
 			}
 			if failed, ok := errors.AsType[*TaskError](err); !ok || failed.Index != 0 {
@@ -340,7 +331,7 @@ func TestConcurrentRunsAllCategoriesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := HandlerFunc(func(context.Context, Task) (string, error) { time.Sleep(time.Second); return "", nil })
 		c := newTestCoordinator(t, append(serveMem(t, h, "abc"), WithOrder(Concurrent))...)
-		report, err := c.Run(t.Context(), tasksOf(t, "a1 b1 c1"))
+		report, err := c.Run(t.Context(), mustParse(t, "a1 b1 c1"))
 		if err != nil || report.Elapsed != time.Second {
 			t.Errorf("took %v and %v, want a second for all three", report.Elapsed, err)
 		}
@@ -359,11 +350,11 @@ func TestTimeoutStartsWithTheHandlerAndReachesItsContext(t *testing.T) {
 			return "", fmt.Errorf("after %v: %w", time.Since(start), ctx.Err())
 		})
 		c := newTestCoordinator(t, append(serveMem(t, h, "a"), WithTaskTimeout(3*time.Second))...)
-		tasks := tasksOf(t, "a1 a2 a3")
+		tasks := mustParse(t, "a1 a2 a3")
 		tasks[0].Timeout = 2 * time.Hour
 		tasks[2].Timeout = time.Second
 		report, _ := c.Run(t.Context(), tasks)
-		if got, want := outcomes(report.Results), "a1:Done a2:Failed a3:Failed"; got != want {
+		if got, want := outcomesOf(report.Results), "a1:Done a2:Failed a3:Failed"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 		for i, want := range []string{1: "timeout: after 3s", 2: "timeout: after 1s"} {
@@ -394,8 +385,8 @@ func TestAHandlerThatIgnoresItsTimeoutIsStuckAndKeepsItsSlot(t *testing.T) {
 		ln := network.listen("w:1")
 		go func() { served <- w.Serve(context.Background(), ln) }()
 		c := newTestCoordinator(t, WithDialer(network.dial), WithWorkers("a", "w:1"), WithTaskTimeout(time.Minute))
-		report, err := c.Run(t.Context(), tasksOf(t, "a1 a2 a3 a4"))
-		if got, want := outcomes(report.Results), "a1:Failed a2:Done a3:Done a4:Done"; got != want || report.Elapsed != time.Minute+stuckGrace {
+		report, err := c.Run(t.Context(), mustParse(t, "a1 a2 a3 a4"))
+		if got, want := outcomesOf(report.Results), "a1:Failed a2:Done a3:Done a4:Done"; got != want || report.Elapsed != time.Minute+stuckGrace {
 			t.Errorf("got %s in %v, want %s", got, report.Elapsed, want)
 		}
 		if remote, ok := errors.AsType[*RemoteError](err); !ok || remote.Kind != "stuck" {
@@ -429,9 +420,9 @@ func TestAWorkerWhoseSlotsAreAllStuckCountsAsGone(t *testing.T) {
 			return "", nil
 		})
 		c := newTestCoordinator(t, append(serveMem(t, h, "a"), WithTaskTimeout(time.Minute))...)
-		report, err := c.Run(t.Context(), tasksOf(t, "a1 a2 a3"))
+		report, err := c.Run(t.Context(), mustParse(t, "a1 a2 a3"))
 		close(release)
-		if got, want := outcomes(report.Results), "a1:Failed a2:Skipped a3:Skipped"; got != want || !errors.Is(err, ErrNoWorker) {
+		if got, want := outcomesOf(report.Results), "a1:Failed a2:Skipped a3:Skipped"; got != want || !errors.Is(err, ErrNoWorker) {
 			t.Errorf("got %s and %v, want %s and ErrNoWorker", got, err, want)
 		}
 	})
@@ -474,7 +465,7 @@ func TestSnapshotCountsEveryTaskOnce(t *testing.T) {
 		c := newTestCoordinator(t, append(serveMem(t, h, "ab"), WithWindow(2), WithOnFailure(KeepGoing))...)
 		var report *Report
 		done := make(chan struct{})
-		go func() { defer close(done); report, _ = c.Run(t.Context(), tasksOf(t, "a1 a2 a3 a4 b1")) }()
+		go func() { defer close(done); report, _ = c.Run(t.Context(), mustParse(t, "a1 a2 a3 a4 b1")) }()
 		time.Sleep(2500 * time.Millisecond)
 		snapshots := c.Snapshot()
 		if len(snapshots) != 1 {
@@ -514,7 +505,7 @@ func TestObserverTracksSessionsSendingsAndDurationsInOrder(t *testing.T) {
 			GroupDone: func(i GroupDoneInfo) { add("ended %s %v", i.Category, i.Elapsed) },
 			Goodbye:   func(i GoodbyeInfo) { add("goodbye %s", i.Text) },
 		}), WithWindow(1), WithWorkerShutdown())...)
-		if _, err := c.Run(t.Context(), tasksOf(t, "a1 a2")); err != nil {
+		if _, err := c.Run(t.Context(), mustParse(t, "a1 a2")); err != nil {
 			t.Fatal(err)
 		}
 		want := []string{
@@ -534,9 +525,9 @@ func TestCancelGraceBoundsTheWaitForAHandlerThatIgnoresIt(t *testing.T) {
 		c := newTestCoordinator(t, append(serveMem(t, h, "a"), WithCancelGrace(3*time.Second))...)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		report, err := c.Run(ctx, tasksOf(t, "a1 a2"))
+		report, err := c.Run(ctx, mustParse(t, "a1 a2"))
 		close(release)
-		if got, want := outcomes(report.Results), "a1:Unknown a2:Skipped"; got != want || report.Elapsed > time.Minute+4*time.Second+time.Second {
+		if got, want := outcomesOf(report.Results), "a1:Unknown a2:Skipped"; got != want || report.Elapsed > time.Minute+4*time.Second+time.Second {
 			t.Errorf("got %s in %v and %v, want %s", got, report.Elapsed, err, want)
 		}
 	})

@@ -91,7 +91,7 @@ func main() {
 
 	tasks, err := read(*input)
 	if err != nil {
-		log.Fatal(printable(err.Error()))
+		fail(err)
 	}
 	if !*asJSON {
 		fmt.Println("[Coordinator] Starting task distribution")
@@ -99,11 +99,11 @@ func main() {
 	report, err := run(coordinator, tasks)
 	if *asJSON {
 		if err := writeJSON(os.Stdout, report.Results, order); err != nil {
-			log.Fatal(err)
+			fail(err)
 		}
 	}
 	if err != nil {
-		log.Fatal(printable(err.Error()))
+		fail(err)
 	}
 }
 
@@ -139,6 +139,14 @@ func run(coordinator *taskexec.Coordinator, tasks []taskexec.Task) (*taskexec.Re
 		log.Fatal("ended before its tasks were")
 	}()
 	return coordinator.Run(context.Background(), tasks)
+}
+
+// fail logs an error, which may join several, and exits.
+func fail(err error) {
+	for line := range strings.Lines(err.Error()) {
+		log.Print(printable(strings.TrimSuffix(line, "\n")))
+	}
+	os.Exit(1)
 }
 
 func usage(format string, args ...any) {

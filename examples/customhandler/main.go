@@ -90,7 +90,10 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	if err := run(ctx, os.Args[1:]); err != nil {
-		log.Fatal(printable(err.Error()))
+		for line := range strings.Lines(err.Error()) { // it may join several
+			log.Print(printable(strings.TrimSuffix(line, "\n")))
+		}
+		os.Exit(1)
 	}
 }
 
@@ -122,7 +125,7 @@ func run(ctx context.Context, paths []string) error {
 	report, err := coordinator.Run(ctx, tasks)
 	for i, result := range report.Results {
 		if result.Outcome != taskexec.Done {
-			log.Print(printable(fmt.Sprintf("%s: %v", paths[i], result.Err)))
+			log.Print(printable(fmt.Sprintf("%s: %v", paths[i], errors.Unwrap(result.Err))))
 			continue
 		}
 		var c checksum

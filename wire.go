@@ -61,11 +61,14 @@ func (r *lineReader) more() bool { return r.lines != "" }
 // fill reads once. All whole lines then at hand become one string, so that
 // the texts cut from it share one allocation.
 func (r *lineReader) fill() error {
+	if r.n >= r.limit {
+		return faultf(codeLine, "a line is over the limit of %d bytes", r.limit)
+	}
 	if r.n == len(r.buf) {
-		if r.n >= r.limit {
-			return faultf(codeLine, "a line is over the limit of %d bytes", r.limit)
-		}
-		r.buf = append(r.buf, make([]byte, max(readBufferMin, min(len(r.buf), r.limit-len(r.buf))))...)
+		// Not by append, which would add a quarter of what is asked for.
+		buf := make([]byte, max(readBufferMin, min(2*len(r.buf), r.limit)))
+		copy(buf, r.buf)
+		r.buf = buf
 	}
 	n, err := r.src.Read(r.buf[r.n:])
 	fresh := r.buf[r.n : r.n+n]
@@ -104,7 +107,7 @@ type wire struct {
 	urgent []byte     // whole lines that go ahead of all others
 	ending ending
 	last   []byte    // the line to end with, if any
-	by     time.Time // when the ending must be over, if ending is endAtOnce
+	by     time.Time // when all must be over; zero until the end has begun. It only comes nearer
 }
 
 // ending is how far a wire has come on its way to being closed. It only grows.
@@ -142,6 +145,15 @@ func (c *wire) wakeWriter() {
 	}
 }
 
+// sendFirst writes line, a greeting, before anything else that is sent after
+// it, urgent lines included.
+func (c *wire) sendFirst(line []byte) {
+	c.mu.Lock()
+	c.urgent = append(c.urgent, line...)
+	c.mu.Unlock()
+	c.wakeWriter()
+}
+
 // sendUrgent puts m ahead of everything that is not yet being written. It
 // reports false, and drops m, if the peer leaves too much of this kind unread.
 func (c *wire) sendUrgent(m message) bool {
@@ -169,25 +181,37 @@ func (c *wire) end(how ending, last []byte) {
 	}
 	c.ending = how
 	c.last = last
-	if how == endAtOnce {
-		c.by = time.Now().Add(lastWordsTimeout)
-	}
-	by := c.by
 	c.mu.Unlock()
 	if how == endAtOnce {
-		c.conn.SetDeadline(by)
+		c.conn.SetDeadline(c.overSoon())
 	}
 	c.wakeWriter()
 }
 
+// overSoon sets by when all must be over, unless that is set already. A
+// deadline that is set to c.by is never moved to a later time: whoever sets
+// another looks at c.by afterwards.
+func (c *wire) overSoon() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.by.IsZero() {
+		c.by = time.Now().Add(lastWordsTimeout)
+	}
+	return c.by
+}
+
+// mustEnd says by when all must be over; zero if nothing says so.
+func (c *wire) mustEnd() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.by
+}
+
 // liftReadDeadline lets the reader wait for as long as it takes, unless the
-// wire has been ended at once meanwhile.
+// wire has begun to end meanwhile.
 func (c *wire) liftReadDeadline() {
 	c.conn.SetReadDeadline(time.Time{})
-	c.mu.Lock()
-	by := c.by
-	c.mu.Unlock()
-	if !by.IsZero() {
+	if by := c.mustEnd(); !by.IsZero() {
 		c.conn.SetReadDeadline(by)
 	}
 }
@@ -225,7 +249,7 @@ func (c *wire) writeLoop(fill func(dst []byte) []byte) error {
 			err = c.write(buf)
 		}
 		if err != nil {
-			c.conn.SetReadDeadline(time.Now().Add(lastWordsTimeout))
+			c.conn.SetReadDeadline(c.overSoon())
 			return err
 		}
 		if cap(buf) > 4*chunkBytes {
@@ -281,10 +305,7 @@ func (c *wire) writeLine(b []byte) error {
 	for len(b) > 0 {
 		c.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 		// end may have set its nearer deadline just before this one.
-		c.mu.Lock()
-		by := c.by
-		c.mu.Unlock()
-		if !by.IsZero() {
+		if by := c.mustEnd(); !by.IsZero() {
 			c.conn.SetWriteDeadline(by)
 		}
 		n, err := c.conn.Write(b[:min(len(b), chunkBytes)])
@@ -304,12 +325,22 @@ func (c *wire) writeLast() error {
 	last := c.last
 	c.mu.Unlock()
 	err := c.writeLine(last)
-	half, ok := c.conn.(interface{ CloseWrite() error })
-	if err != nil || !ok || last == nil {
+	if err != nil || last == nil || unbuffered(c.conn) {
 		c.conn.Close()
 		return err
 	}
-	c.conn.SetReadDeadline(time.Now().Add(lastWordsTimeout))
-	half.CloseWrite()
+	c.conn.SetReadDeadline(c.overSoon())
+	// A connection that cannot end one half, such as one that is wrapped,
+	// stays open until the peer closes it, or time is over.
+	if half, ok := c.conn.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+	}
 	return nil
+}
+
+// unbuffered reports whether conn is a net.Pipe, where all that was written
+// has been read.
+func unbuffered(conn net.Conn) bool {
+	addr := conn.LocalAddr()
+	return addr != nil && addr.Network() == "pipe"
 }

@@ -659,10 +659,9 @@ func (s *workerSession) greet() error {
 	s.mu.Lock()
 	if s.state == sessionNew {
 		s.state = sessionReady
-		s.out = append(s.out, line...)
+		s.wire.sendFirst(line) // even a PONG comes after it
 	}
 	s.mu.Unlock()
-	s.wire.wakeWriter()
 	return nil
 }
 

@@ -1,0 +1,635 @@
+package taskexec
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// readLines reads until the first error.
+func readLines(r *lineReader) (lines []string, err error) {
+	for {
+		line, err := r.next()
+		if err != nil {
+			return lines, err
+		}
+		lines = append(lines, line)
+	}
+}
+
+// randomReader gives chunks of any size.
+type randomReader struct {
+	src  io.Reader
+	rand *rand.Rand
+}
+
+func (r randomReader) Read(p []byte) (int, error) {
+	return r.src.Read(p[:min(len(p), 1+r.rand.IntN(10_000))])
+}
+
+func TestLinesAreTheSameHoweverTheyArrive(t *testing.T) {
+	var want []string
+	for i, n := range []int{0, 1, 100, 4094, 4095, 4096, 0, 0, 8191, 70_000, 3, 65_535, 65_536, 200_000, 1<<20 - 1, 5} {
+		want = append(want, strings.Repeat(string(rune('a'+i)), n))
+		for j := range 50 {
+			want = append(want, fmt.Sprint("RUN ", i*50+j, " 1 0 x"))
+		}
+	}
+	stream := strings.Join(want, "\n") + "\n"
+	for _, tt := range []struct {
+		reason string
+		src    func(r io.Reader) io.Reader
+	}{
+		{"as much as there is room for", func(r io.Reader) io.Reader { return r }},
+		{"a byte at a time", iotest.OneByteReader},
+		{"half of the room at a time", iotest.HalfReader},
+		{"with the end beside the last bytes", iotest.DataErrReader},
+		{"in chunks of any size", func(r io.Reader) io.Reader { return randomReader{r, rand.New(rand.NewPCG(1, 2))} }},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			r := &lineReader{src: tt.src(strings.NewReader(stream)), limit: defaultMaxLine}
+			got, err := readLines(r)
+			if err != io.EOF {
+				t.Errorf("the end is %v, want io.EOF", err)
+			}
+			if !cmp.Equal(want, got) {
+				t.Errorf("%d lines in, %d other lines out", len(want), len(got))
+			}
+		})
+	}
+}
+
+func TestEndInsideALineIsTold(t *testing.T) {
+	broken := errors.New("broken")
+	for _, tt := range []struct {
+		reason, stream string
+		end            error
+		lines          int
+		want           error
+	}{
+		{"nothing at all", "", io.EOF, 0, io.EOF},
+		{"between lines", "a\nb\n", io.EOF, 2, io.EOF},
+		{"after an empty line", "\n", io.EOF, 1, io.EOF},
+		{"inside the first line", "a", io.EOF, 0, errTorn},
+		{"inside a later line", "a\nb", io.EOF, 1, errTorn},
+		{"inside a line longer than a buffer", "a\n" + strings.Repeat("x", 10_000), io.EOF, 1, errTorn},
+		{"another error between lines", "a\n", broken, 1, broken},
+		{"another error inside a line", "a\nb", broken, 1, broken},
+	} {
+		for _, chunking := range []func(io.Reader) io.Reader{iotest.OneByteReader, iotest.DataErrReader, func(r io.Reader) io.Reader { return r }} {
+			src := io.MultiReader(strings.NewReader(tt.stream), iotest.ErrReader(tt.end))
+			r := &lineReader{src: chunking(src), limit: defaultMaxLine}
+			lines, err := readLines(r)
+			if len(lines) != tt.lines || err != tt.want {
+				t.Errorf("%s: %d lines, then %v; want %d, then %v", tt.reason, len(lines), err, tt.lines, tt.want)
+			}
+			if _, again := r.next(); again != tt.want {
+				t.Errorf("%s: asked again it ends with %v", tt.reason, again)
+			}
+		}
+	}
+}
+
+// endless is a line without an end, which counts what is read of it.
+type endless struct{ n int }
+
+func (e *endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'x'
+	}
+	e.n += len(p)
+	return len(p), nil
+}
+
+func TestLinesOverTheLimitAreRefusedAsSoonAsTheyAreSeen(t *testing.T) {
+	isOver := func(err error) bool {
+		var fault *ProtocolError
+		return errors.As(err, &fault) && fault.Code == codeLine
+	}
+	for _, limit := range []int{greetingLimit, 5000, readBufferMax, 100_000, defaultMaxLine} {
+		for _, chunking := range []func(io.Reader) io.Reader{iotest.HalfReader, func(r io.Reader) io.Reader { return r }} {
+			fits := strings.Repeat("x", limit-1)
+			r := &lineReader{src: chunking(strings.NewReader("a\n" + fits + "\nb\n")), limit: limit}
+			if lines, err := readLines(r); len(lines) != 3 || err != io.EOF {
+				t.Errorf("limit %d, a line that just fits: %d lines, %v", limit, len(lines), err)
+			}
+			r = &lineReader{src: chunking(strings.NewReader("a\nx" + fits + "\nb\n")), limit: limit}
+			if lines, err := readLines(r); len(lines) != 1 || !isOver(err) {
+				t.Errorf("limit %d, a line of one byte more: %d lines, %v", limit, len(lines), err)
+			}
+		}
+
+		src := &endless{}
+		r := &lineReader{src: io.MultiReader(strings.NewReader("a\n"), src), limit: limit}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		lines, err := readLines(r)
+		runtime.ReadMemStats(&after)
+		if len(lines) != 1 || !isOver(err) {
+			t.Errorf("limit %d, an endless line: %d lines, %v", limit, len(lines), err)
+		}
+		if src.n > limit+readBufferMin {
+			t.Errorf("limit %d: %d bytes of an endless line were read", limit, src.n)
+		}
+		// Buffers that double, up to the limit.
+		most := 4 * readBufferMin
+		for size := readBufferMin; size < 2*limit; size *= 2 {
+			most += size
+		}
+		if n := after.TotalAlloc - before.TotalAlloc; n > uint64(most) {
+			t.Errorf("limit %d: an endless line made the reader allocate %d bytes", limit, n)
+		}
+
+		// It comes a little at a time: the verdict does not wait for a buffer
+		// to be full, and not for the newline.
+		drip := &endless{}
+		r = &lineReader{src: iotest.OneByteReader(drip), limit: limit}
+		if _, err := r.next(); !isOver(err) || drip.n > limit {
+			t.Errorf("limit %d: %v after %d bytes of an endless line", limit, err, drip.n)
+		}
+	}
+}
+
+func TestReaderGivesBackTheMemoryOfALongLine(t *testing.T) {
+	long := strings.Repeat("x", 1<<20-1)
+	r := &lineReader{src: strings.NewReader("a\n" + long + "\nb\nc"), limit: defaultMaxLine}
+	if lines, err := readLines(r); len(lines) != 3 || err != errTorn {
+		t.Errorf("%d lines, %v", len(lines), err)
+	}
+	if len(r.buf) > readBufferMax {
+		t.Errorf("the buffer stays at %d bytes", len(r.buf))
+	}
+}
+
+func TestLinesReadTogetherShareOneAllocation(t *testing.T) {
+	batch := strings.Repeat("RUN 123456 1 0 instruction\n", readBufferMax/27)
+	src := strings.NewReader("")
+	r := &lineReader{src: src, limit: defaultMaxLine, buf: make([]byte, readBufferMax)}
+	n := testing.AllocsPerRun(10, func() {
+		src.Reset(batch)
+		for range strings.Count(batch, "\n") {
+			line, err := r.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := parseMessage(line); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	if n > 2 {
+		t.Errorf("%v allocations for %d lines", n, strings.Count(batch, "\n"))
+	}
+}
+
+// A wireSide is a wire with its writer running, fed by say.
+type wireSide struct {
+	*wire
+	mu   sync.Mutex // guards following
+	out  []byte
+	done chan struct{} // closed when the writer is over
+	err  error         // of the writer
+}
+
+func startWire(conn net.Conn) *wireSide {
+	w := &wireSide{wire: newWire(conn), done: make(chan struct{})}
+	w.in.limit = defaultMaxLine
+	go func() {
+		defer close(w.done)
+		w.err = w.writeLoop(func(dst []byte) []byte {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			dst = append(dst, w.out...)
+			w.out = nil
+			return dst
+		})
+	}()
+	return w
+}
+
+func (w *wireSide) say(line string) {
+	w.mu.Lock()
+	w.out = append(append(w.out, line...), '\n')
+	w.mu.Unlock()
+	w.wakeWriter()
+}
+
+// countingConn counts the writes.
+type countingConn struct {
+	net.Conn
+	writes atomic.Int64
+}
+
+func (c *countingConn) Write(p []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(p)
+}
+
+func TestWriterCoalesces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		conn := &countingConn{Conn: here}
+		w := startWire(conn)
+		const lines, line = 10_000, "DONE 123456 0 the output"
+		for range lines {
+			w.say(line)
+		}
+		got, err := io.ReadAll(io.LimitReader(there, lines*(int64(len(line))+1)))
+		if want := strings.Repeat(line+"\n", lines); string(got) != want || err != nil {
+			t.Errorf("%d bytes arrived of %d, %v", len(got), len(want), err)
+		}
+		// One for the line that found the writer idle, and one a chunk.
+		if n, most := int(conn.writes.Load()), 2+len(got)/chunkBytes+1; n > most {
+			t.Errorf("%d writes for %d lines, want at most %d", n, lines, most)
+		}
+		w.end(endAtOnce, nil)
+		<-w.done
+	})
+}
+
+// The last line is written at the latest when the writer has nothing more to
+// say, without anything that comes after it.
+func TestWriterHoldsNothingBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		w := startWire(here)
+		p := newPeer(t, there)
+		start := time.Now()
+		for i := range 100 {
+			w.say(fmt.Sprint("RETURN ", i))
+			p.expect(fmt.Sprint("RETURN ", i))
+			w.sendUrgent(message{verb: verbPing, task: i})
+			p.expect(fmt.Sprint("PING ", i))
+		}
+		if d := time.Since(start); d != 0 {
+			t.Errorf("it took %v", d)
+		}
+		w.end(endAtOnce, nil)
+		<-w.done
+	})
+}
+
+func TestUrgentLinesOvertakeButNeverInsideALine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		w := startWire(here)
+		var want []string
+		for i := range 20_000 {
+			line := fmt.Sprintf("RUN %d 1 0 %s", i, strings.Repeat("x", i%97))
+			if i == 1000 {
+				line += strings.Repeat("y", 300_000) // longer than chunks
+			}
+			want = append(want, line)
+		}
+		w.mu.Lock()
+		w.out = []byte(strings.Join(want, "\n") + "\n")
+		w.mu.Unlock()
+		w.wakeWriter()
+
+		var read, said int
+		var got []string
+		var late []int // bytes between the sending of an urgent line and its arrival
+		in := lineReader{src: there, limit: defaultMaxLine}
+		at := map[int]bool{0: true, 500: true, 999: true, 1000: true, 5000: true, 19_000: true}
+		sent := make(map[string]int)
+		for len(got) < len(want) || len(late) < len(at) {
+			line, err := in.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			read += len(line) + 1
+			if from, ok := sent[line]; ok {
+				late = append(late, read-from)
+				continue
+			}
+			if at[len(got)] {
+				m := message{verb: verbPing, task: len(got)}
+				if len(got) == 5000 {
+					m = message{verb: verbCancel, text: "enough"}
+				}
+				sent[strings.TrimSuffix(string(appendMessage(nil, m)), "\n")] = read
+				if !w.sendUrgent(m) {
+					t.Error("an urgent line was dropped")
+				}
+				said++
+			}
+			got = append(got, line)
+		}
+		if !cmp.Equal(want, got) {
+			t.Error("the other lines are not what was sent, in order")
+		}
+		for _, n := range late {
+			// What this side has read ahead, the chunk being written, and the long line.
+			if n > 2*readBufferMax+2*chunkBytes+300_100 {
+				t.Errorf("an urgent line came %d bytes after it was sent", n)
+			}
+		}
+		if said != len(at) {
+			t.Errorf("%d urgent lines were sent, want %d", said, len(at))
+		}
+		w.end(endAtOnce, nil)
+		<-w.done
+	})
+}
+
+// PONGs that nobody reads must not pile up.
+func TestUrgentLinesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		w := startWire(here)
+		n := 0
+		for w.sendUrgent(message{verb: verbPong, task: n}) {
+			if n++; n > 2*urgentBytes {
+				t.Fatalf("%d PONGs wait to be read", n)
+			}
+		}
+		if n < 100 {
+			t.Errorf("only %d PONGs may wait", n)
+		}
+		p := newPeer(t, there)
+		for i := range n {
+			p.expect(fmt.Sprint("PONG ", i))
+		}
+		w.end(endAtOnce, nil)
+		<-w.done
+	})
+}
+
+func TestSlowReaderSurvivesAsLongAsItReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		w := startWire(here)
+		line := "DONE 0 0 " + strings.Repeat("x", 10*chunkBytes)
+		w.say(line)
+		for range 5 {
+			w.say("DRAIN")
+		}
+		var got []byte
+		chunk := make([]byte, chunkBytes)
+		start := time.Now()
+		for len(got) < len(line)+1+5*len("DRAIN\n") {
+			time.Sleep(9 * time.Second)
+			n, err := io.ReadAtLeast(there, chunk, min(len(chunk), len(line)+1+5*len("DRAIN\n")-len(got)))
+			got = append(got, chunk[:n]...)
+			if err != nil {
+				t.Fatalf("after %v and %d bytes: %v", time.Since(start), len(got), err)
+			}
+		}
+		if want := line + "\n" + strings.Repeat("DRAIN\n", 5); string(got) != want {
+			t.Error("what arrived is not what was sent")
+		}
+		if d := time.Since(start); d < 90*time.Second {
+			t.Errorf("it took %v, which shows nothing", d)
+		}
+		w.end(endAtOnce, nil)
+		<-w.done
+	})
+}
+
+func TestReaderThatStallsIsCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		w := startWire(here)
+		w.say("DONE 0 0 " + strings.Repeat("x", 10*chunkBytes))
+		time.Sleep(9 * time.Second)
+		if _, err := io.ReadFull(there, make([]byte, chunkBytes)); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		<-w.done
+		if d := time.Since(start); d != writeTimeout || !errors.Is(w.err, os.ErrDeadlineExceeded) {
+			t.Errorf("the writer ended after %v with %v", d, w.err)
+		}
+		_, err := w.read()
+		if d := time.Since(start); d > writeTimeout+lastWordsTimeout || !isTimeout(err) {
+			t.Errorf("the reader ended after %v with %v", d, err)
+		}
+		here.Close()
+		there.Close()
+	})
+}
+
+// A peer that found a fault stops reading, says so and closes. What it said
+// matters more than that it could not be written to.
+func TestPeersLastWordsAreHeardAfterAWriteError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		w := startWire(here)
+		w.say("DONE 0 0")
+		<-w.done
+		if !isTimeout(w.err) {
+			t.Errorf("the writer ended with %v", w.err)
+		}
+		go func() {
+			time.Sleep(lastWordsTimeout / 2)
+			io.WriteString(there, "ERROR busy too many sessions\n")
+		}()
+		m, err := w.read()
+		if want := (message{verb: verbError, word: codeBusy, text: "too many sessions"}); m != want || err != nil {
+			t.Errorf("read %+v, %v; want %+v", m, err, want)
+		}
+		here.Close()
+		there.Close()
+	})
+}
+
+// The end that the writer has set must outlast the handshake's deadline.
+func TestReaderEndsAfterAWriteErrorThoughTheHandshakeIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		here.SetReadDeadline(time.Now().Add(time.Minute))
+		w := startWire(here)
+		w.say("HELLO") // which the peer does not read
+		<-w.done
+		go func() {
+			time.Sleep(lastWordsTimeout / 2)
+			io.WriteString(there, "DRAIN\n")
+		}()
+		start := time.Now()
+		if _, err := w.read(); err != nil {
+			t.Fatal(err)
+		}
+		w.liftReadDeadline()
+		if _, err := w.read(); !isTimeout(err) || time.Since(start) > lastWordsTimeout {
+			t.Errorf("the reader ended after %v with %v", time.Since(start), err)
+		}
+		here.Close()
+		there.Close()
+	})
+}
+
+func TestEndAtOnceIsOverWithinASecond(t *testing.T) {
+	for _, tt := range []struct {
+		reason string
+		before func(w *wireSide)
+		last   []byte
+	}{
+		{"an idle wire, with last words", func(w *wireSide) {}, []byte("ERROR closing\n")},
+		{"an idle wire, without", func(w *wireSide) {}, nil},
+		{"a line that the peer does not read", func(w *wireSide) { w.say("DRAIN") }, []byte("ERROR closing\n")},
+		{"a long line that the peer does not read", func(w *wireSide) { w.say(strings.Repeat("x", 500_000)) }, []byte("ERROR closing\n")},
+		{"a goodbye that the peer does not read", func(w *wireSide) { w.end(endAfterAll, []byte("GOODBYE\n")) }, nil},
+		{"a writer that has just failed", func(w *wireSide) { w.say("DRAIN"); <-w.done }, []byte("ERROR closing\n")},
+	} {
+		for _, reads := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, peer closes %v", tt.reason, reads), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					here, there := net.Pipe()
+					w := startWire(here)
+					tt.before(w)
+					synctest.Wait()
+					start := time.Now()
+					w.end(endAtOnce, tt.last)
+					if reads {
+						there.Close()
+					}
+					w.discard()
+					<-w.done
+					if d := time.Since(start); d > lastWordsTimeout {
+						t.Errorf("it took %v", d)
+					}
+					here.Close()
+					there.Close()
+				})
+			})
+		}
+	}
+}
+
+func TestEndAfterAllWritesWhatWaitsFirst(t *testing.T) {
+	overPipeAndTCP(t, func(t *testing.T, here, there net.Conn) {
+		w := startWire(here)
+		w.sendUrgent(message{verb: verbPong, task: 1})
+		line := "DONE 0 0 " + strings.Repeat("x", 100_000)
+		for range 3 {
+			w.say(line)
+		}
+		w.end(endAfterAll, []byte("GOODBYE see you\n"))
+		var owner sync.WaitGroup
+		owner.Go(func() {
+			w.discard()
+			<-w.done
+			here.Close()
+		})
+		got, err := io.ReadAll(there)
+		if want := "PONG 1\n" + strings.Repeat(line+"\n", 3) + "GOODBYE see you\n"; string(got) != want || err != nil {
+			t.Errorf("%d bytes arrived, %v; want %d", len(got), err, len(want))
+		}
+		there.Close()
+		owner.Wait()
+		if w.err != nil {
+			t.Errorf("the writer ended with %v", w.err)
+		}
+	})
+}
+
+// bareConn hides what a connection can do beyond net.Conn, as wrappers do.
+type bareConn struct{ net.Conn }
+
+// overPipeAndTCP runs body over net.Pipe, over TCP, and over TCP with a
+// wrapper on this side that cannot close one half.
+func overPipeAndTCP(t *testing.T, body func(t *testing.T, here, there net.Conn)) {
+	t.Run("pipe", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			here, there := net.Pipe()
+			defer here.Close()
+			defer there.Close()
+			body(t, here, there)
+		})
+	})
+	for _, bare := range []bool{false, true} {
+		name := "tcp"
+		if bare {
+			name = "wrapped tcp"
+		}
+		t.Run(name, func(t *testing.T) {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			there, err := net.Dial("tcp", ln.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer there.Close()
+			here, err := ln.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer here.Close()
+			there.SetDeadline(time.Now().Add(20 * time.Second))
+			if bare {
+				here = bareConn{here}
+			}
+			body(t, here, there)
+		})
+	}
+}
+
+// On a pipe the peer cannot read before it has finished writing; on TCP a
+// connection closed with unread input is reset, and the peer's kernel may
+// throw away what it has not read yet.
+func TestLastWordsReachAPeerThatIsStillWriting(t *testing.T) {
+	for _, how := range []ending{endAtOnce, endAfterAll} {
+		t.Run([]string{endAtOnce: "at once", endAfterAll: "after all"}[how], func(t *testing.T) {
+			overPipeAndTCP(t, func(t *testing.T, here, there net.Conn) {
+				w := startWire(here)
+				ended := make(chan struct{})
+				go func() {
+					defer close(ended)
+					if _, err := w.read(); err != nil {
+						t.Errorf("reading the first line: %v", err)
+					}
+					w.end(how, []byte("ERROR window too much in flight\n"))
+					w.discard()
+					<-w.done
+					here.Close()
+				}()
+				// All of it is written before anything is read.
+				if _, err := there.Write(bytes.Repeat([]byte("RUN 0 1 0 x\n"), 20_000)); err != nil {
+					t.Errorf("writing: %v", err)
+				}
+				p := newPeer(t, there)
+				p.expect("ERROR window too much in flight")
+				there.Close()
+				<-ended
+			})
+		})
+	}
+}
+
+// What a worker answers to a PING goes ahead of reports, but not of its
+// greeting.
+func TestWelcomeComesFirst(t *testing.T) {
+	for range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			here, there := net.Pipe()
+			w := NewWorker(HandlerFunc(func(ctx context.Context, task Task) (string, error) { return "", nil }))
+			served := make(chan error, 1)
+			go func() { served <- w.ServeConn(t.Context(), here) }()
+			p := newPeer(t, there)
+			p.send(`HELLO taskexec/1 {"category":"a"}`, "PING 5")
+			p.expect("WELCOME…", "PONG 5")
+			there.Close()
+			if err := <-served; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -511,6 +511,21 @@ func TestEndAtOnceIsOverWithinASecond(t *testing.T) {
 	}
 }
 
+func TestOnlyTheFirstLastWordsAreSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		w := startWire(here)
+		w.end(endAtOnce, []byte("ERROR syntax the first fault\n"))
+		w.end(endAtOnce, []byte("ERROR state what followed from it\n"))
+		w.end(endAfterAll, []byte("GOODBYE\n"))
+		w.end(endAtOnce, nil)
+		p := newPeer(t, there)
+		p.expect("ERROR syntax the first fault")
+		p.expectEnd()
+		<-w.done
+	})
+}
+
 func TestEndAfterAllWritesWhatWaitsFirst(t *testing.T) {
 	overPipeAndTCP(t, func(t *testing.T, here, there net.Conn) {
 		w := startWire(here)
@@ -597,6 +612,9 @@ func TestLastWordsReachAPeerThatIsStillWriting(t *testing.T) {
 						t.Errorf("reading the first line: %v", err)
 					}
 					w.end(how, []byte("ERROR window too much in flight\n"))
+					if !unbuffered(here) {
+						<-w.done // with much input unread
+					}
 					w.discard()
 					<-w.done
 					here.Close()
@@ -605,8 +623,14 @@ func TestLastWordsReachAPeerThatIsStillWriting(t *testing.T) {
 				if _, err := there.Write(bytes.Repeat([]byte("RUN 0 1 0 x\n"), 20_000)); err != nil {
 					t.Errorf("writing: %v", err)
 				}
-				p := newPeer(t, there)
-				p.expect("ERROR window too much in flight")
+				if !unbuffered(here) {
+					<-w.done
+					// After a reset this would fail.
+					if _, err := there.Write([]byte("RUN 0 1 0 x\n")); err != nil {
+						t.Errorf("writing on: %v", err)
+					}
+				}
+				newPeer(t, there).expect("ERROR window too much in flight")
 				there.Close()
 				<-ended
 			})

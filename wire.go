@@ -209,8 +209,12 @@ func (c *wire) mustEnd() time.Time {
 
 // liftReadDeadline lets the reader wait for as long as it takes, unless the
 // wire has begun to end meanwhile.
-func (c *wire) liftReadDeadline() {
-	c.conn.SetReadDeadline(time.Time{})
+func (c *wire) liftReadDeadline() { c.setReadDeadline(time.Time{}) }
+
+// setReadDeadline lets the reader wait until t, unless the wire has begun to
+// end meanwhile and its nearer deadline stands.
+func (c *wire) setReadDeadline(t time.Time) {
+	c.conn.SetReadDeadline(t)
 	if by := c.mustEnd(); !by.IsZero() {
 		c.conn.SetReadDeadline(by)
 	}
@@ -252,14 +256,19 @@ func (c *wire) writeLoop(fill func(dst []byte) []byte) error {
 			c.conn.SetReadDeadline(c.overSoon())
 			return err
 		}
+		wrote := len(buf) > 0
 		if cap(buf) > 4*chunkBytes {
 			buf = nil
 		}
-		if len(urgent)+len(buf) > 0 {
+		switch {
+		case wrote: // fill learns from being asked again that this is written
 			continue
-		}
-		if ending == endAfterAll {
+		case ending == endAfterAll:
+			// Even if urgent lines go on coming: a peer that pings on and on
+			// does not keep the wire open.
 			return c.writeLast()
+		case len(urgent) > 0:
+			continue
 		}
 		<-c.wake
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -100,9 +101,9 @@ type Worker struct {
 	free      int        // slots that execute nothing
 	turns     []*workerSession
 	sessions  map[*workerSession]struct{}
-	listeners map[net.Listener]struct{}
-	stuck     map[string]*job // those reported as stuck whose handlers still run, by key
-	serving   int             // calls of Serve and ServeConn that have not returned
+	listeners map[*net.Listener]struct{} // by pointer: a listener's type need not be comparable
+	stuck     map[string]*job            // those reported as stuck whose handlers still run, by key
+	serving   int                        // calls of Serve and ServeConn that have not returned
 	draining  bool
 	drained   chan struct{} // closed when draining and serving is 0
 
@@ -133,7 +134,7 @@ func NewWorker(handler Handler, opts ...WorkerOption) *Worker {
 		instance:  rand.Text(),
 		free:      config.slots,
 		sessions:  make(map[*workerSession]struct{}),
-		listeners: make(map[net.Listener]struct{}),
+		listeners: make(map[*net.Listener]struct{}),
 		stuck:     make(map[string]*job),
 		drained:   make(chan struct{}),
 	}
@@ -167,11 +168,11 @@ func (w *Worker) ListenAndServe(ctx context.Context, addr string) error {
 // and Serve returns ln's error. If Shutdown came first it returns
 // ErrWorkerClosed at once.
 func (w *Worker) Serve(ctx context.Context, ln net.Listener) error {
-	if err := w.enter(ln); err != nil {
+	if err := w.enter(&ln); err != nil {
 		ln.Close()
 		return err
 	}
-	defer w.leave(ln)
+	defer w.leave(&ln)
 	defer ln.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -214,9 +215,12 @@ func (w *Worker) ServeConn(ctx context.Context, conn net.Conn) error {
 }
 
 // enter counts a call of Serve or ServeConn in, so that a drain waits for it.
-func (w *Worker) enter(ln net.Listener) error {
+func (w *Worker) enter(ln *net.Listener) error {
 	if w.config.err != nil {
 		return w.config.err
+	}
+	if _, err := w.welcomeLine(); err != nil {
+		return fmt.Errorf("taskexec: worker %s: it has too many categories to name: %w", quoteUnlessPlain(w.config.name), err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -230,7 +234,7 @@ func (w *Worker) enter(ln net.Listener) error {
 	return nil
 }
 
-func (w *Worker) leave(ln net.Listener) {
+func (w *Worker) leave(ln *net.Listener) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.serving--
@@ -284,7 +288,7 @@ func (w *Worker) drain() {
 	}
 	var listeners []net.Listener
 	for ln := range w.listeners {
-		listeners = append(listeners, ln)
+		listeners = append(listeners, *ln)
 	}
 	var sessions []*workerSession
 	for s := range w.sessions {
@@ -450,7 +454,16 @@ type jobs struct {
 
 func (q *jobs) empty() bool { return q.head == len(q.list) }
 
-func (q *jobs) push(j *job) { q.list = append(q.list, j) }
+// push uses the room of jobs that have left before it asks for more: a list
+// that is never empty does not grow with all that has passed through it.
+func (q *jobs) push(j *job) {
+	if len(q.list) == cap(q.list) && 2*q.head >= len(q.list) {
+		n := copy(q.list, q.list[q.head:])
+		clear(q.list[n:])
+		q.list, q.head = q.list[:n], 0
+	}
+	q.list = append(q.list, j)
+}
 
 // pop returns nil if only returned jobs were left.
 func (q *jobs) pop() *job {
@@ -470,9 +483,11 @@ func (q *jobs) pop() *job {
 }
 
 // giveBack marks j returned. The list is cleaned when half of it is such, so
-// that neither many RECALLs nor a slot that is long busy make it grow.
+// that neither many RECALLs nor a slot that is long busy make it grow. The
+// instruction goes at once: it no longer counts towards the window.
 func (q *jobs) giveBack(j *job) {
 	j.returned = true
+	j.instruction = ""
 	q.returned++
 	if 2*q.returned < len(q.list)-q.head {
 		return
@@ -529,12 +544,16 @@ const (
 	sessionNew      sessionState = iota // no HELLO yet
 	sessionReady                        // takes tasks
 	sessionReturns                      // drained or canceled: a RUN gets RETURN
-	sessionFinished                     // GOODBYE is said, or the connection is over: nothing is reported any more
+	sessionFinished                     // GOODBYE is said, it drained before HELLO, or the connection is over: nothing is reported any more
 )
 
 // reportBytes is how much of reports a session buffers, and one line more. A
 // finished handler whose report does not fit waits, and keeps its slot.
 const reportBytes = 1 << 20
+
+// answerBytes is how much more the reader's own answers, RETURNs, may add: it
+// cannot wait for room as a slot does.
+const answerBytes = 1 << 20
 
 // serveConn is a whole session.
 func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
@@ -559,6 +578,7 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 	stop()
 	finished := s.finish()
 	s.cancel(errSessionLost)
+	s.lastWords(readErr)       // for up to a second, so handlers are told first
 	s.wire.end(endAtOnce, nil) // if nothing has ended it yet
 	writer.Wait()
 	conn.Close()
@@ -570,10 +590,12 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case finished:
+	case finished && writeErr == nil:
 		return nil
 	case errors.As(readErr, &said):
 		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), said)
+	case readErr == errTorn:
+		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), readErr)
 	case writeErr != nil:
 		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), writeErr)
 	case readErr == io.EOF:
@@ -601,7 +623,7 @@ func (w *Worker) removeSession(s *workerSession) {
 // returns why it is.
 func (s *workerSession) read() error {
 	if err := s.greet(); err != nil {
-		return s.readFailed(err)
+		return err
 	}
 	for {
 		m, err := s.wire.read()
@@ -612,25 +634,29 @@ func (s *workerSession) read() error {
 			err = s.acceptBatch()
 		}
 		if err != nil {
-			return s.readFailed(err)
+			return err
 		}
 	}
 }
 
-// readFailed says last words to a peer that broke the rules.
-func (s *workerSession) readFailed(err error) error {
+// lastWords tells a peer that broke the rules which one, if that is why
+// reading ended.
+func (s *workerSession) lastWords(readErr error) {
 	var fault *ProtocolError
-	if errors.As(err, &fault) && !fault.Remote {
-		s.wire.endWithError(fault)
-		s.wire.discard()
+	switch {
+	case readErr == errTorn:
+		fault = faultf(codeSyntax, "%v", errTorn) // the peer may have closed only its own half
+	case !errors.As(readErr, &fault) || fault.Remote:
+		return
 	}
-	return err
+	s.wire.endWithError(fault)
+	s.wire.discard()
 }
 
 // greet reads HELLO and answers WELCOME.
 func (s *workerSession) greet() error {
 	w := s.worker
-	s.wire.conn.SetReadDeadline(time.Now().Add(w.config.handshakeTimeout))
+	s.wire.setReadDeadline(time.Now().Add(w.config.handshakeTimeout))
 	m, err := s.wire.read()
 	var fault *ProtocolError
 	switch {
@@ -653,9 +679,10 @@ func (s *workerSession) greet() error {
 	if err != nil {
 		return err
 	}
+	h.MaxLine = min(h.MaxLine, defaultMaxLine) // so that what is buffered is bounded, whatever the coordinator can read
 	s.hello = h
 	s.wire.in.limit = defaultMaxLine
-	s.wire.liftReadDeadline()
+	s.wire.setReadDeadline(time.Time{})
 	s.mu.Lock()
 	if s.state == sessionNew {
 		s.state = sessionReady
@@ -789,10 +816,10 @@ func (s *workerSession) appendReport(m message) {
 	s.wire.wakeWriter()
 }
 
-// flooded says whether the reader's own answers pile up unread: it cannot
-// wait for room as a slot does. s.mu is held.
+// flooded says whether the reader's own answers pile up unread, beside as many
+// reports as there may be. s.mu is held.
 func (s *workerSession) flooded() error {
-	if len(s.out)+s.writing > 2*reportBytes {
+	if len(s.out)+s.writing > reportBytes+defaultMaxLine+answerBytes {
 		return faultf(codeFlood, "too many tasks returned whose RETURNs are not read")
 	}
 	return nil
@@ -826,7 +853,8 @@ func (s *workerSession) cancelAll(cause string) error {
 	return s.returnAll(s.withdraw(), sessionReturns)
 }
 
-// withdraw takes away all jobs that have not started.
+// withdraw takes away all jobs that have not started, and the turn: a session
+// that is over must not wait for one while slots are long busy.
 func (s *workerSession) withdraw() []*job {
 	w := s.worker
 	w.mu.Lock()
@@ -834,6 +862,10 @@ func (s *workerSession) withdraw() []*job {
 	unstarted := s.waiting.takeAll()
 	for _, j := range unstarted {
 		j.returned = true
+	}
+	if s.inTurn {
+		s.inTurn = false
+		w.turns = slices.DeleteFunc(w.turns, func(other *workerSession) bool { return other == s })
 	}
 	return unstarted
 }
@@ -864,6 +896,7 @@ func (s *workerSession) drain() {
 	s.mu.Lock()
 	switch {
 	case s.state == sessionNew:
+		s.state = sessionFinished
 		s.mu.Unlock()
 		s.wire.endWithError(faultf(codeClosing, "the worker is shutting down"))
 		return
@@ -915,16 +948,10 @@ func (s *workerSession) started() []*job {
 		list = append(list, j)
 	}
 	s.mu.Unlock()
+	slices.SortFunc(list, func(a, b *job) int { return a.number - b.number })
 	s.worker.mu.Lock()
 	defer s.worker.mu.Unlock()
-	n := 0
-	for _, j := range list {
-		if j.started {
-			list[n] = j
-			n++
-		}
-	}
-	return list[:n]
+	return slices.DeleteFunc(list, func(j *job) bool { return !j.started })
 }
 
 // fill hands the writer what waits. The writer's buffer comes back as the
@@ -961,6 +988,11 @@ func (s *workerSession) runSlot(j *job) {
 
 // execute calls the handler and reports what it returned.
 func (s *workerSession) execute(j *job) {
+	if s.ctx.Err() != nil {
+		// The session was canceled or lost before its list was emptied.
+		s.report(j, message{verb: verbReturn, task: j.number})
+		return
+	}
 	start := time.Now()
 	m := message{verb: verbFail, task: j.number, word: kindPanic, text: "the handler ended its goroutine (runtime.Goexit)"}
 	// Deferred, so that a Goexit is reported too.
@@ -976,7 +1008,7 @@ func (s *workerSession) execute(j *job) {
 func (s *workerSession) call(j *job) (m message) {
 	defer func() {
 		if v := recover(); v != nil {
-			m = message{verb: verbFail, task: j.number, word: kindPanic, text: fmt.Sprintf("panic: %v\n%s", v, shortStack(debug.Stack()))}
+			m = message{verb: verbFail, task: j.number, word: kindPanic, text: cut(fmt.Sprintf("panic: %v", v), maxFailText/4) + "\n" + shortStack(debug.Stack())}
 		}
 	}()
 	var ctx context.Context = j
@@ -1060,22 +1092,21 @@ func shortStack(stack []byte) string {
 
 // report queues the report of a job that ran, as soon as there is room.
 func (s *workerSession) report(j *job, m message) {
-	if m.verb == verbFail {
-		m.text = cutText(m.text)
-	}
-	if m.verb == verbDone {
+	switch m.verb {
+	case verbDone:
 		s.worker.done.Add(1)
-	} else {
+	case verbFail:
+		m.text = cutText(m.text)
 		s.worker.failed.Add(1)
 	}
 	s.mu.Lock()
-	if j.stuck {
+	for !j.stuck && s.state < sessionFinished && len(s.out)+s.writing > reportBytes {
+		s.room.Wait()
+	}
+	if j.stuck { // perhaps only while it waited for room
 		s.mu.Unlock()
 		s.worker.unstick(j)
 		return
-	}
-	for s.state < sessionFinished && len(s.out)+s.writing > reportBytes {
-		s.room.Wait()
 	}
 	s.settle(j)
 	if s.state < sessionFinished {
@@ -1083,6 +1114,7 @@ func (s *workerSession) report(j *job, m message) {
 		s.appendReport(m)
 		if n := len(s.out) - before; n > s.hello.MaxLine {
 			s.out = s.out[:before]
+			// An output is not cut: half of one would pass for a whole.
 			s.appendReport(message{verb: verbFail, task: j.number, word: kindOutput,
 				text: fmt.Sprintf("the output needs a line of %d bytes, over the coordinator's limit of %d", n, s.hello.MaxLine)})
 		}

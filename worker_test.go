@@ -1196,6 +1196,93 @@ func TestTimeoutReachesTheHandler(t *testing.T) {
 	})
 }
 
+// A handler that ignores its timeout is reported while it runs, keeps its slot,
+// and what it returns is dropped.
+func TestStuckHandlerIsReportedOnceAndKeepsItsSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		wt := startWorker(t, deaf(g))
+		p := wt.session()
+		start := time.Now()
+		p.send("RUN 1 1 2000 deaf", "RUN 2 1 0 next")
+		p.expectReports("FAIL 1 stuck the handler still runs 1s after its timeout of 2s, and keeps its slot")
+		if d := time.Since(start); d != 2*time.Second+stuckGrace {
+			t.Errorf("after %v", d)
+		}
+		g.expectStarted(t, "deaf")
+		p.send("RUN 1 2 0 deaf") // it does not run beside itself
+		p.expectReports("FAIL 1 error an earlier attempt still runs on this worker…")
+		if got := wt.worker.Stats(); got.Stuck != 1 || got.Running != 1 || got.Waiting != 1 {
+			t.Errorf("Stats: %+v", got)
+		}
+		time.Sleep(time.Hour)
+		g.expectNothingStarted(t)
+		g.release <- struct{}{}
+		g.expectStarted(t, "next")
+		if got := wt.worker.Stats(); got.Stuck != 0 {
+			t.Errorf("Stats: %+v", got)
+		}
+		p.send("RUN 1 3 0 again")
+		close(g.release)
+		p.expectReports("DONE 2 next", "DONE 1 again")
+	})
+}
+
+func TestShutdownNamesAndWaitsForAStuckHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		wt := startWorker(t, deaf(g))
+		p := wt.session()
+		p.send("RUN 1 1 1 deaf", "SHUTDOWN")
+		p.expect("DRAIN", "FAIL 1 stuck …", "GOODBYE Goodbye from w")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := wt.worker.Shutdown(ctx); err == nil || !strings.Contains(err.Error(), "task 1 (deaf), which is stuck") {
+			t.Errorf("Shutdown returned %v", err)
+		}
+		close(g.release)
+		if err := wt.worker.Shutdown(t.Context()); err != nil {
+			t.Errorf("Shutdown: %v", err)
+		}
+	})
+}
+
+// The handler returns as it is found stuck, and its report waits for room.
+func TestTaskFoundStuckWhileItsReportWaitsIsReportedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var started atomic.Int32
+		wt := startWorker(t, bigOutputs(300_000, &started))
+		p := wt.session()
+		p.send(runs(1, 8)...)
+		synctest.Wait()
+		last := int(started.Load())
+		s := wt.only()
+		s.mu.Lock()
+		j := s.inFlight[last]
+		s.mu.Unlock()
+		s.stuck(j)
+		got := make(map[int]int)
+		for range 8 {
+			m, err := parseMessage(p.next())
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[m.task]++
+			if stuck := m.word == kindStuck; stuck != (m.task == last) {
+				t.Errorf("task %d: %v %s", m.task, m.verb, m.word)
+			}
+		}
+		p.send("PING 1")
+		p.expect("PONG 1")
+		if len(got) != 8 {
+			t.Errorf("reports by task: %v", got)
+		}
+		if n := wt.worker.Stats().Stuck; n != 0 {
+			t.Errorf("%d handlers count as stuck", n)
+		}
+	})
+}
+
 func TestLostSessionCancelsItsHandlersAndServeConnWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, server := net.Pipe()

@@ -334,14 +334,15 @@ func (c *wire) writeLast() error {
 	last := c.last
 	c.mu.Unlock()
 	err := c.writeLine(last)
-	if err != nil || last == nil || unbuffered(c.conn) {
+	half, ok := c.conn.(interface{ CloseWrite() error })
+	if err != nil || last == nil || !ok && unbuffered(c.conn) {
 		c.conn.Close()
 		return err
 	}
 	c.conn.SetReadDeadline(c.overSoon())
 	// A connection that cannot end one half, such as one that is wrapped,
 	// stays open until the peer closes it, or time is over.
-	if half, ok := c.conn.(interface{ CloseWrite() error }); ok {
+	if ok {
 		half.CloseWrite()
 	}
 	return nil

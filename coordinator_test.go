@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"runtime"
 	"slices"
@@ -27,11 +28,16 @@ type cluster struct {
 	mu    sync.Mutex // guards following
 	conns []*dialedConn
 	trace []string
+	stops []func()
 }
 
 func newCluster(t testing.TB) *cluster {
 	c := &cluster{t: t}
 	t.Cleanup(func() {
+		for _, stop := range c.stops {
+			stop()
+		}
+		c.serving.Wait()
 		for _, conn := range c.dialed() {
 			if !conn.closed() {
 				t.Errorf("the connection to %s was left open", conn.addr)
@@ -41,12 +47,24 @@ func newCluster(t testing.TB) *cluster {
 	return c
 }
 
-// dialedConn remembers whether it was closed.
+// dialedConn remembers whether it was closed. When the coordinator reads a
+// GOODBYE it is traced, which an observer's call, later, could not order.
 type dialedConn struct {
 	net.Conn
+	cluster *cluster
 	addr string
 	once sync.Once
 	over chan struct{}
+}
+
+func (c *dialedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	for line := range strings.Lines(string(p[:n])) {
+		if text, ok := strings.CutPrefix(line, "GOODBYE "); ok {
+			c.cluster.log("%s", strings.TrimSuffix(text, "\n"))
+		}
+	}
+	return n, err
 }
 
 func (c *dialedConn) Close() error {
@@ -69,7 +87,7 @@ func (c *cluster) dial(ctx context.Context, network, addr string) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
-	d := &dialedConn{Conn: conn, addr: addr, over: make(chan struct{})}
+	d := &dialedConn{Conn: conn, cluster: c, addr: addr, over: make(chan struct{})}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.conns = append(c.conns, d)
@@ -103,10 +121,7 @@ func (c *cluster) worker(addr string, handler HandlerFunc, opts ...WorkerOption)
 	ctx, cancel := context.WithCancel(context.Background())
 	ln := c.network.listen(addr)
 	c.serving.Go(func() { w.Serve(ctx, ln) })
-	c.t.Cleanup(func() {
-		cancel()
-		c.serving.Wait()
-	})
+	c.stops = append(c.stops, cancel)
 	return w
 }
 
@@ -123,10 +138,7 @@ func (c *cluster) script(addr string, play func(p *peer)) {
 		defer conn.Close()
 		play(newPeer(c.t, conn))
 	})
-	c.t.Cleanup(func() {
-		ln.Close()
-		c.serving.Wait()
-	})
+	c.stops = append(c.stops, func() { ln.Close() })
 }
 
 // coordinator returns one that dials over the cluster's network.
@@ -158,6 +170,13 @@ func mustParse(t testing.TB, text string) []Task {
 		t.Fatal(err)
 	}
 	return tasks
+}
+
+// welcome greets as the smallest worker there can be.
+func (p *peer) welcome() {
+	p.t.Helper()
+	p.expect("HELLO taskexec/1 …")
+	p.send("WELCOME taskexec/1 {}")
 }
 
 // tasksOf makes n tasks of a category: a0 a1 a2 …
@@ -271,13 +290,6 @@ func TestEveryUnusableWorkerIsNamed(t *testing.T) {
 	})
 }
 
-// welcome greets as the smallest worker there can be.
-func (p *peer) welcome() {
-	p.t.Helper()
-	p.expect("HELLO taskexec/1 …")
-	p.send("WELCOME taskexec/1 {}")
-}
-
 func TestAWaitingTaskGoesToAnotherWorkerWhenTheOneWokenForItLeaves(t *testing.T) {
 	for _, leave := range []struct {
 		name string
@@ -311,15 +323,666 @@ func TestAWaitingTaskGoesToAnotherWorkerWhenTheOneWokenForItLeaves(t *testing.T)
 	}
 }
 
-// eventually fails the test if f does not return within a long time, by the
-// bubble's clock.
-func eventually(t testing.TB, f func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() { defer close(done); f() }()
-	select {
-	case <-done:
-	case <-time.After(time.Hour):
-		t.Fatal("still waiting after an hour")
+func TestNoTaskIsSentBeforeTheStageBeforeItIsSettled(t *testing.T) {
+	for _, shutdown := range []bool{false, true} {
+		t.Run(fmt.Sprintf("shutdown=%v", shutdown), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				handler := func(_ context.Context, task Task) (string, error) {
+					cl.log("start %s", task.Instruction)
+					time.Sleep(time.Second)
+					cl.log("end %s", task.Instruction)
+					return strings.ToUpper(task.Instruction), nil
+				}
+				for _, category := range []string{"a", "b", "c"} {
+					cl.worker(category+":1", handler, WithCategories(category))
+				}
+				options := []CoordinatorOption{
+					WithWorkers("a", "a:1"), WithWorkers("b", "b:1"), WithWorkers("c", "c:1"),
+				}
+				if shutdown {
+					options = append(options, WithWorkerShutdown())
+				}
+				tasks := mustParse(t, theNine)
+				report, err := cl.coordinator(options...).Run(t.Context(), tasks)
+				checkReport(t, tasks, report, err)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var want []string
+				for _, g := range Partition(tasks) {
+					for _, task := range g.Tasks {
+						want = append(want, "start "+task.Instruction, "end "+task.Instruction)
+					}
+					if shutdown {
+						want = append(want, "Goodbye from "+g.Category+":1")
+					}
+				}
+				if diff := cmp.Diff(want, cl.traced()); diff != "" {
+					t.Errorf("what happened (-want +got):\n%s", diff)
+				}
+				for i, r := range report.Results {
+					want := Result{
+						Index: i, Task: tasks[i], Outcome: Done, Output: strings.ToUpper(tasks[i].Instruction), Worker: tasks[i].Category + ":1",
+						Attempts: 1, Queued: r.Queued, Executed: time.Second,
+					}
+					if diff := cmp.Diff(want, r); diff != "" {
+						t.Errorf("result (-want +got):\n%s", diff)
+					}
+				}
+				if report.Elapsed != 9*time.Second {
+					t.Errorf("the run took %v, want 9s", report.Elapsed)
+				}
+			})
+		})
+	}
+}
+
+// The same over real connections, whose bytes come in pieces of their own.
+func TestRunOverTCP(t *testing.T) {
+	handler := HandlerFunc(func(ctx context.Context, task Task) (string, error) {
+		if strings.HasSuffix(task.Instruction, "7") {
+			return "", errors.New("seven")
+		}
+		return task.Instruction + "\r\n\\", nil
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	defer cancel()
+	var addrs []string
+	for range 2 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs = append(addrs, ln.Addr().String())
+		serving.Go(func() { NewWorker(handler, WithSlots(2)).Serve(ctx, ln) })
+	}
+	c, err := NewCoordinator(WithWorkers("a", addrs...), WithWorkers("b", addrs[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tasks := append(tasksOf("b", 500), tasksOf("a", 1000)...)
+	report, err := c.Run(ctx, tasks)
+	checkReport(t, tasks, report, err)
+	if want := (Counts{Done: 900, Failed: 100, Skipped: 500}); report.Counts != want {
+		t.Errorf("got %+v, want %+v: %v", report.Counts, want, err)
+	}
+	for _, r := range report.Results[500:] {
+		if want := r.Task.Instruction + "\r\n\\"; r.Outcome == Done && r.Output != want {
+			t.Fatalf("got output %q, want %q", r.Output, want)
+		}
+	}
+}
+
+func TestAnEmptyRunSucceedsWithoutDialling(t *testing.T) {
+	for _, tasks := range [][]Task{nil, {}, mustParse(t, " \n\t ")} {
+		c, err := NewCoordinator(WithWorkers("a", "a:1"), WithWorkerShutdown(), WithDialer(func(context.Context, string, string) (net.Conn, error) {
+			t.Error("dialled")
+			return nil, errors.New("refused")
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		report, err := c.Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if err != nil {
+			t.Error(err)
+		}
+		if err := c.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if report, err := c.Run(t.Context(), tasks); err != nil || report == nil {
+			t.Errorf("after Shutdown: %v, %v", report, err)
+		}
+	}
+}
+
+func TestOneSlotStartsTasksInInputOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("a:1", func(_ context.Context, task Task) (string, error) {
+			cl.log("%s", task.Instruction)
+			return "", nil
+		})
+		tasks := tasksOf("a", 1000)
+		report, err := cl.coordinator(WithWorkers("a", "a:1")).Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		var want []string
+		for _, task := range tasks {
+			want = append(want, task.Instruction)
+		}
+		if diff := cmp.Diff(want, cl.traced()); diff != "" || err != nil {
+			t.Errorf("%v; order (-want +got):\n%s", err, diff)
+		}
+	})
+}
+
+func TestByInputRunsEachTaskAsAStageInInputOrder(t *testing.T) {
+	for _, shutdown := range []bool{false, true} {
+		t.Run(fmt.Sprintf("shutdown=%v", shutdown), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				handler := func(_ context.Context, task Task) (string, error) {
+					cl.log("start %s", task.Instruction)
+					time.Sleep(time.Second)
+					cl.log("end %s", task.Instruction)
+					return "", nil
+				}
+				cl.worker("a:1", handler)
+				cl.worker("b:1", handler, WithSlots(3))
+				cl.worker("c:1", handler)
+				options := []CoordinatorOption{
+					WithOrder(ByInput), WithWorkers("c", "c:1"), WithWorkers("b", "b:1"), WithWorkers("a", "a:1"),
+				}
+				if shutdown {
+					options = append(options, WithWorkerShutdown())
+				}
+				tasks := mustParse(t, theNine)
+				report, err := cl.coordinator(options...).Run(t.Context(), tasks)
+				checkReport(t, tasks, report, err)
+				goodbyes := map[string]string{"a3": "a:1", "b4": "b:1", "c2": "c:1"}
+				var want []string
+				for _, task := range tasks {
+					want = append(want, "start "+task.Instruction, "end "+task.Instruction)
+					if worker := goodbyes[task.Instruction]; shutdown && worker != "" {
+						want = append(want, "Goodbye from "+worker)
+					}
+				}
+				if diff := cmp.Diff(want, cl.traced()); diff != "" || err != nil {
+					t.Errorf("%v; what happened (-want +got):\n%s", err, diff)
+				}
+			})
+		})
+	}
+}
+
+func TestSequenceSaysWhichCategoriesComeFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("w:1", func(_ context.Context, task Task) (string, error) {
+			cl.log("%s", task.Instruction)
+			return "", nil
+		})
+		c := cl.coordinator(WithSequence("c", "z", "b"), WithWorkers("a", "w:1"), WithWorkers("b", "w:1"), WithWorkers("c", "w:1"), WithWorkers("d", "w:1"))
+		tasks := mustParse(t, "d1 a1 b1 c1 a2 c2")
+		report, err := c.Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if got, want := strings.Join(cl.traced(), " "), "c1 c2 b1 a1 a2 d1"; got != want || err != nil {
+			t.Errorf("got %s and %v, want %s", got, err, want)
+		}
+	})
+}
+
+func TestWorkersOfACategoryShareItsTasks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		started := make(map[string]int)
+		var mu sync.Mutex
+		for _, w := range []struct {
+			addr  string
+			slots int
+		}{{"a:1", 1}, {"a:2", 1}, {"a:3", 2}} {
+			cl.worker(w.addr, func(context.Context, Task) (string, error) {
+				mu.Lock()
+				started[w.addr]++
+				mu.Unlock()
+				time.Sleep(time.Second)
+				return "", nil
+			}, WithSlots(w.slots))
+		}
+		// Fewer tasks than a window holds: the first worker that comes must not
+		// take them all.
+		tasks := tasksOf("a", 40)
+		report, err := cl.coordinator(WithWorkers("a", "a:1", "a:2", "a:3")).Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if diff := cmp.Diff(map[string]int{"a:1": 10, "a:2": 10, "a:3": 20}, started); diff != "" || err != nil {
+			t.Errorf("%v; tasks started (-want +got):\n%s", err, diff)
+		}
+		if report.Elapsed != 10*time.Second {
+			t.Errorf("40 tasks of 1s took %v on 4 slots, want 10s", report.Elapsed)
+		}
+	})
+}
+
+func TestAWindowIsNeverExceeded(t *testing.T) {
+	for _, tt := range []struct {
+		name    string // also the reason
+		welcome string
+		option  int // of WithWindow; 0: none
+		size    int // of each instruction
+		want    int // in flight at most, and at first
+	}{
+		{"the default", `{"window":4096}`, 0, 2, 64},
+		{"a small window", `{"window":4096}`, 3, 2, 3},
+		{"a larger window", `{"window":4096}`, 100, 2, 100},
+		{"the worker grants less", `{"window":5}`, 100, 2, 5},
+		{"no window in the greeting means as many as slots", `{"slots":7}`, 100, 2, 7},
+		{"an empty greeting means one", `{}`, 100, 2, 1},
+		{"never fewer than slots", `{"slots":8,"window":9}`, 2, 2, 8},
+		{"slots beyond the window do not count", `{"slots":8,"window":4}`, 100, 2, 4},
+		{"bytes in flight are bounded", `{"window":4096}`, 100, 100_000, 10},
+		{"one task is always allowed", `{"window":4096}`, 100, 1<<20 - 100, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				n := 200
+				if tt.size > 1000 {
+					n = 20
+				}
+				cl.script("a:1", func(p *peer) {
+					p.expect("HELLO …")
+					p.send("WELCOME taskexec/1 " + tt.welcome)
+					// Read whatever comes, and answer only when nothing does.
+					runs := make(chan string)
+					go func() {
+						defer close(runs)
+						for {
+							line, err := p.in.ReadString('\n')
+							if err != nil {
+								return
+							}
+							runs <- strings.Fields(line)[1]
+						}
+					}()
+					var held []string
+					first := true
+					for done := 0; done < n; {
+						select {
+						case task := <-runs:
+							held = append(held, task)
+							continue
+						case <-time.After(time.Second):
+						}
+						if len(held) > tt.want || first && len(held) != tt.want {
+							t.Errorf("%d in flight, want %d", len(held), tt.want)
+						}
+						first = false
+						if len(held) == 0 {
+							t.Error("nothing in flight")
+							return
+						}
+						for _, task := range held {
+							p.send("DONE " + task + " 0")
+							done++
+						}
+						held = nil
+					}
+					for range runs {
+					}
+				})
+				tasks := make([]Task, n)
+				for i := range tasks {
+					tasks[i] = Task{Category: "a", Instruction: strings.Repeat("x", tt.size)}
+				}
+				options := []CoordinatorOption{WithWorkers("a", "a:1")}
+				if tt.option > 0 {
+					options = append(options, WithWindow(tt.option))
+				}
+				report, err := cl.coordinator(options...).Run(t.Context(), tasks)
+				checkReport(t, tasks, report, err)
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+func TestATaskThatFailsEndsItsStageAndSkipsTheLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		boom := errors.New("boom")
+		cl.worker("w:1", func(_ context.Context, task Task) (string, error) {
+			cl.log("%s", task.Instruction)
+			if task.Instruction == "b1" {
+				return "ignored", boom
+			}
+			return "", nil
+		})
+		tasks := mustParse(t, theNine)
+		c := cl.coordinator(WithWorkers("a", "w:1"), WithWorkers("b", "w:1"), WithWorkers("c", "w:1"))
+		report, err := c.Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if got, want := strings.Join(cl.traced(), " "), "a1 a2 a3 b1 b3 b2 b4"; got != want {
+			t.Errorf("executed %s, want %s", got, want)
+		}
+		if got, want := outcomes(report), "Done Done Skipped Failed Skipped Done Done Done Done"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+		var remote *RemoteError
+		if r := report.Results[3]; !errors.As(r.Err, &remote) || *remote != (RemoteError{Kind: "error", Text: "boom"}) || r.Output != "" || r.Worker != "w:1" || r.Attempts != 1 {
+			t.Errorf("got %+v with %v", r, r.Err)
+		}
+		// A task that was skipped says which one is to blame.
+		if want := "task 2 (c1) Skipped: an earlier stage failed: task 3 (b1) Failed on worker w:1, attempt 1: boom"; report.Results[2].Err.Error() != want {
+			t.Errorf("got  %v\nwant %s", report.Results[2].Err, want)
+		}
+		for _, i := range []int{2, 4} {
+			if r := report.Results[i]; r.Attempts != 0 || r.Worker != "" || !errors.As(r.Err, &remote) {
+				t.Errorf("got %+v with %v", r, r.Err)
+			}
+		}
+		var te *TaskError
+		if !errors.As(err, &te) || !errors.As(err, &remote) {
+			t.Errorf("got %v, want it to wrap a *TaskError and a *RemoteError", err)
+		}
+		if !strings.HasPrefix(err.Error(), "taskexec: 6 of 9 tasks Done: ") || !strings.HasSuffix(err.Error(), ": boom") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestWhatAWorkerReportsDecidesTheOutcome(t *testing.T) {
+	for _, tt := range []struct {
+		reason string
+		report string
+		want   Outcome
+		err    string // of the RemoteError
+	}{
+		{"done", "DONE 0 5 out", Done, ""},
+		{"done without output", "DONE 0 5", Done, ""},
+		{"the handler's error", "FAIL 0 error 0 no such file", Failed, "no such file"},
+		{"its final error", "FAIL 0 final 0 no", Failed, "no"},
+		{"a panic", `FAIL 0 panic 0 panic: x\nstack`, Failed, `panic: panic: x\nstack`},
+		{"a timeout", "FAIL 0 timeout 0 late", Failed, "timeout: late"},
+		{"stuck", "FAIL 0 stuck 0 still running", Failed, "stuck: still running"},
+		{"an output too long to send", "FAIL 0 output 0 2000000 bytes", Failed, "output: 2000000 bytes"},
+		{"canceled by the worker", "FAIL 0 canceled 0 bye", Canceled, "canceled: bye"},
+		{"hostile text is escaped", "FAIL 0 error 0 \x1b[2J\u202e\x00", Failed, `\x1b[2J\u202e\x00`},
+		{"a failure without words", "FAIL 0 error 0", Failed, ""},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				cl.script("a:1", func(p *peer) {
+					p.welcome()
+					p.expect("RUN 0 1 0 a1")
+					p.send(tt.report)
+					p.expectEnd()
+				})
+				tasks := mustParse(t, "a1")
+				report, err := cl.coordinator(WithWorkers("a", "a:1")).Run(t.Context(), tasks)
+				checkReport(t, tasks, report, err)
+				r := report.Results[0]
+				if r.Outcome != tt.want || r.Worker != "a:1" || r.Attempts != 1 || r.Losses != 0 {
+					t.Errorf("got %+v, want %v", r, tt.want)
+				}
+				if tt.want == Done {
+					if r.Executed != 5*time.Microsecond || err != nil {
+						t.Errorf("got %+v and %v", r, err)
+					}
+					return
+				}
+				var remote *RemoteError
+				if !errors.As(err, &remote) || remote.Error() != tt.err {
+					t.Errorf("got %v, want %q", err, tt.err)
+				}
+			})
+		})
+	}
+}
+
+func TestATextOfAWorkerIsCutAndEscaped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) {
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"worker":"a worker \u202e"}`)
+			p.next()
+			p.send("FAIL 0 error 0 " + strings.Repeat("\x1b", 500_000))
+			p.expectEnd()
+		})
+		tasks := []Task{{Category: "a", Instruction: "line 1\nline 2\x1b"}}
+		report, err := cl.coordinator(WithWorkers("a", "a:1")).Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if text := err.Error(); strings.ContainsAny(text, "\x1b\n\u202e") || len(text) > 5*maxFailText {
+			t.Errorf("got %d bytes: %.300q", len(text), text)
+		}
+		if want := `taskexec: 0 of 1 tasks Done: task 0 ("line 1\nline 2\x1b") Failed on worker "a worker \u202e", attempt 1: `; !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %.200s\nwant %s", err, want)
+		}
+		var remote *RemoteError
+		if !errors.As(err, &remote) || len(remote.Text) > maxFailText {
+			t.Errorf("a text of %d bytes is kept, want at most %d", len(remote.Text), maxFailText)
+		}
+	})
+}
+
+func TestABadRunIsRefusedBeforeAnythingIsSent(t *testing.T) {
+	for _, tt := range []struct {
+		reason   string
+		tasks    []Task
+		options  []CoordinatorOption
+		outcomes string
+		want     []string // in the error
+		is       error
+	}{
+		{"no category, by its index", []Task{{Instruction: "a1"}, {Instruction: ""}, {Instruction: ""}}, nil, "Skipped Failed Skipped", []string{"task 1", "category"}, nil},
+		{"a control character", []Task{{Category: "a\n", Instruction: "x"}}, nil, "Failed", []string{"task 0 (x) Failed", `"a\n"`}, nil},
+		{"a category too long", []Task{{Category: strings.Repeat("a", 256), Instruction: "x"}}, nil, "Failed", []string{"task 0 (x) Failed", "255"}, nil},
+		{"invalid UTF-8", []Task{{Category: "\xff", Instruction: "x"}}, nil, "Failed", []string{`"\xff"`}, nil},
+		{"no worker is listed", []Task{{Instruction: "a1"}, {Instruction: "b1"}, {Instruction: "z1"}}, nil, "Skipped Skipped Skipped", []string{`category "z"`, "task 2 (z1)", "WithWorkers"}, ErrNoWorker},
+		{"no worker is listed, by input", []Task{{Instruction: "z1"}}, []CoordinatorOption{WithOrder(ByInput)}, "Skipped", []string{`category "z"`}, ErrNoWorker},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			options := append([]CoordinatorOption{
+				WithWorkers("a", "a:1"), WithWorkers("b", "b:1"),
+				WithDialer(func(context.Context, string, string) (net.Conn, error) {
+					t.Error("dialled")
+					return nil, errors.New("refused")
+				}),
+			}, tt.options...)
+			c, err := NewCoordinator(options...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			given := slices.Clone(tt.tasks)
+			report, err := c.Run(t.Context(), tt.tasks)
+			checkReport(t, tt.tasks, report, err)
+			if got := outcomes(report); got != tt.outcomes {
+				t.Errorf("got %s, want %s", got, tt.outcomes)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%v\ndoes not say %q", err, want)
+				}
+			}
+			if tt.is != nil && !errors.Is(err, tt.is) {
+				t.Errorf("%v is not %v", err, tt.is)
+			}
+			for i, r := range report.Results {
+				if r.Outcome == Failed && r.Task != given[i] {
+					t.Errorf("the result has the task %+v, want it as it was given: %+v", r.Task, given[i])
+				}
+			}
+			if diff := cmp.Diff(given, tt.tasks); diff != "" {
+				t.Errorf("Run changed the tasks (-given +now):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestAWorkerThatGreetsWrongIsNamedBeforeATaskIsSent(t *testing.T) {
+	greeting := func(lines ...string) func(p *peer) {
+		return func(p *peer) {
+			p.expect("HELLO …")
+			p.send(lines...)
+			io.Copy(io.Discard, p.in)
+		}
+	}
+	for _, tt := range []struct {
+		reason string
+		play   func(p *peer)
+		code   string // of the *ProtocolError, if there is one
+		want   string
+		after  time.Duration
+	}{
+		{"silence", func(p *peer) { p.expect("HELLO …"); p.expect("ERROR timeout …"); p.expectEnd() }, "timeout", "no WELCOME within 10s", 10 * time.Second},
+		{"it does not even read", func(p *peer) { time.Sleep(time.Hour) }, "timeout", "no WELCOME within 10s", 11 * time.Second},
+		{"garbage", greeting("\x00\x01\xfe"), "protocol", "does not speak taskexec/1", 0},
+		{"HTTP", greeting("HTTP/1.1 400 Bad Request", ""), "protocol", "does not speak taskexec/1", 0},
+		{"a request of HTTP", greeting("GET / HTTP/1.1", ""), "protocol", "does not speak taskexec/1", 0},
+		{"version 2", greeting("WELCOME taskexec/2 {}"), "version", "taskexec/2", 0},
+		{"another verb", greeting("DONE 0 0"), "protocol", "expects WELCOME first, not DONE", 0},
+		{"a malformed object", greeting("WELCOME taskexec/1 {"), "greeting", "WELCOME", 0},
+		{"a number out of range", greeting(`WELCOME taskexec/1 {"slots":-1}`), "greeting", "slots -1", 0},
+		{"a number that overflows", greeting(`WELCOME taskexec/1 {"slots":99999999999999999999}`), "greeting", "slots", 0},
+		{"a greeting too long", greeting("WELCOME taskexec/1 {" + strings.Repeat(" ", 5000) + "}"), "line", "4096", 0},
+		{"another category", greeting(`WELCOME taskexec/1 {"worker":"w9","categories":["x","y"]}`), "category", `worker w9 of category a`, 0},
+		{"ERROR", greeting("ERROR busy come again"), "busy", "peer reports (busy): come again", 0},
+		{"it closes", func(p *peer) { p.expect("HELLO …") }, "", "it closed the connection instead of greeting", 0},
+		{"it closes at once", func(p *peer) {}, "", "", 0},
+		{"half a line", func(p *peer) { p.expect("HELLO …"); io.WriteString(p.conn, "WELC") }, "", "closed inside a line", 0},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				cl.script("bad:1", tt.play)
+				cl.worker("good:1", func(_ context.Context, task Task) (string, error) {
+					t.Errorf("%s was sent", task.Instruction)
+					return "", nil
+				})
+				tasks := mustParse(t, "a1 b1")
+				c := cl.coordinator(WithWorkers("a", "good:1", "bad:1"), WithWorkers("b", "good:1"), WithWorkerShutdown())
+				start := time.Now()
+				report, err := c.Run(t.Context(), tasks)
+				checkReport(t, tasks, report, err)
+				if got := outcomes(report); got != "Skipped Skipped" {
+					t.Errorf("got %s", got)
+				}
+				if took := time.Since(start); tt.after > 0 && took != tt.after || took > 12*time.Second {
+					t.Errorf("it took %v, want %v", took, tt.after)
+				}
+				var we *WorkerError
+				if !errors.As(err, &we) || we.Addr != "bad:1" || we.Category != "a" {
+					t.Fatalf("got %v, want a *WorkerError", err)
+				}
+				if !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "bad:1") {
+					t.Errorf("%v\ndoes not say %q", err, tt.want)
+				}
+				var pe *ProtocolError
+				if errors.As(err, &pe) != (tt.code != "") || pe != nil && pe.Code != tt.code {
+					t.Errorf("got %#v, want the code %q", pe, tt.code)
+				}
+			})
+		})
+	}
+}
+
+func TestADialThatHangsEndsWithTheHandshakeTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, err := NewCoordinator(WithWorkers("a", "a:1"), WithHandshakeTimeout(3*time.Second),
+			WithDialer(func(ctx context.Context, _, _ string) (net.Conn, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tasks := mustParse(t, "a1")
+		report, err := c.Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if report.Elapsed != 3*time.Second || !strings.Contains(err.Error(), "worker of category a at a:1: no connection within 3s") {
+			t.Errorf("after %v: %v", report.Elapsed, err)
+		}
+	})
+}
+
+func TestTheDialerIsGivenNetworkAndAddress(t *testing.T) {
+	var mu sync.Mutex
+	var got []string
+	c, err := NewCoordinator(WithWorkers("a", "unix:/run/a.sock", "[::1]:80", "host:name"),
+		WithDialer(func(_ context.Context, network, addr string) (net.Conn, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			got = append(got, network+" "+addr)
+			return nil, errors.New("refused")
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Run(t.Context(), mustParse(t, "a1"))
+	slices.Sort(got)
+	if diff := cmp.Diff([]string{"tcp [::1]:80", "tcp host:name", "unix /run/a.sock"}, got); diff != "" {
+		t.Errorf("dialled (-want +got):\n%s", diff)
+	}
+}
+
+func TestAnInstructionThatFitsInNoLineFailsUnsent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) {
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"max_line":4096,"worker":"small"}`)
+			p.expect("RUN 0 1 0 short")
+			p.send("DONE 0 0")
+			p.expect("RUN 2 1 0 xxx…")
+			p.send("DONE 2 0")
+			p.expectEnd()
+		})
+		tasks := []Task{
+			{Category: "a", Instruction: "short"},
+			{Category: "a", Instruction: strings.Repeat("x", 4097-len("RUN 1 1 0 \n"))},
+			{Category: "a", Instruction: strings.Repeat("x", 4096-len("RUN 2 1 0 \n"))},
+			{Category: "a", Instruction: strings.Repeat("\n", 2100)}, // it is the encoded line that counts
+			{Category: "a", Instruction: strings.Repeat("y", 2<<20)},
+		}
+		report, err := cl.coordinator(WithWorkers("a", "a:1")).Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if got := outcomes(report); got != "Done Failed Done Failed Failed" {
+			t.Errorf("got %s", got)
+		}
+		for _, i := range []int{1, 3, 4} {
+			if r := report.Results[i]; r.Attempts != 0 || !strings.Contains(r.Err.Error(), "worker small, which takes 4096 bytes") || len(r.Err.Error()) > 400 {
+				t.Errorf("got %+v with %v", r.Attempts, r.Err)
+			}
+		}
+	})
+}
+
+func TestAReportThatNobodyWaitsForEndsTheSession(t *testing.T) {
+	for _, tt := range []struct {
+		reason string
+		report []string
+		code   string
+		text   string
+		losses int // of the first task
+	}{
+		{"never sent", []string{"DONE 99 0"}, "task", "DONE for task 99", 1},
+		{"twice", []string{"DONE 0 0 first", "DONE 0 0 second"}, "task", "DONE for task 0", 0},
+		{"twice, in a different way", []string{"FAIL 1 error 0", "DONE 1 0 second"}, "task", "DONE for task 1", 1},
+		{"returned and done", []string{"RETURN 0"}, "state", "RETURN of task 0", 0},
+		{"an unknown verb", []string{"FINISHED 0"}, "syntax", "unknown verb", 1},
+		{"an unknown kind", []string{"FAIL 0 tired 0 zzz"}, "syntax", "unknown kind", 1},
+		{"a number that overflows", []string{"DONE 99999999999999999999 0"}, "syntax", "number", 1},
+		{"a verb of the other side", []string{"RUN 0 1 0 x"}, "state", "RUN", 1},
+		{"a second greeting", []string{"WELCOME taskexec/1 {}"}, "state", "WELCOME", 1},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				cl.script("a:1", func(p *peer) {
+					p.expect("HELLO …")
+					p.send(`WELCOME taskexec/1 {"slots":2,"worker":"liar"}`)
+					p.expect("RUN 0 1 …", "RUN 1 1 …")
+					p.send(tt.report...)
+					p.expect("ERROR " + tt.code + " …")
+					p.expectEnd()
+				})
+				tasks := mustParse(t, "a0 a1")
+				c := cl.coordinator(WithWorkers("a", "a:1"))
+				report, err := c.Run(t.Context(), tasks)
+				checkReport(t, tasks, report, err)
+				if !errors.Is(err, ErrNoWorker) || !strings.Contains(err.Error(), "liar") || !strings.Contains(err.Error(), tt.text) {
+					t.Errorf("got %v, want it to name the worker and say %q", err, tt.text)
+				}
+				if got := report.Results[0].Losses; got != tt.losses {
+					t.Errorf("task 0 has %d losses, want %d", got, tt.losses)
+				}
+			})
+		})
 	}
 }

@@ -173,9 +173,10 @@ func (q *queue) take(s *session, dst []byte) []byte {
 	}
 	now := time.Now()
 	queued := now.Sub(q.begun)
+	limit := q.limit(s) // taking moves tasks, and leaves as many as there were
 	n := 0
 	for _, r := range q.waiting {
-		if len(s.held) >= q.limit(s) || len(dst) >= chunkBytes {
+		if len(s.held) >= limit || len(dst) >= chunkBytes {
 			break
 		}
 		before := len(dst)

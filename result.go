@@ -110,7 +110,7 @@ type RemoteError struct {
 	// output too long to send. See docs/protocol.md.
 	Kind string
 	// Text is the error's text, the panic's value and a shortened stack, or
-	// the worker's own words, at most 4 KiB, as it came.
+	// the worker's own words, cut at 4 KiB, otherwise as it came.
 	Text string
 }
 

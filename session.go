@@ -153,29 +153,42 @@ func (s *session) fill(buf []byte) []byte {
 func (s *session) serve() {
 	defer close(s.gone)
 	err := s.read()
-	// The fence comes first: from here on no report of this session counts.
+	s.faulted(err)
+	// The fence: from here on no report of this session counts.
 	s.leave(err)
 	s.hangUp(err)
 }
 
+// faulted ends the wire with last words if err says that the peer broke the
+// rules. It comes before whatever may end the run, which would close the
+// session without a word.
+func (s *session) faulted(err error) bool {
+	var fault *ProtocolError
+	if !errors.As(err, &fault) || fault.Remote {
+		return false
+	}
+	s.wire.endWithError(fault)
+	return true
+}
+
 // hangUp ends the connection; with last words if the peer broke the rules.
 func (s *session) hangUp(err error) {
-	var fault *ProtocolError
-	if errors.As(err, &fault) && !fault.Remote {
-		s.wire.endWithError(fault)
+	if s.faulted(err) {
 		s.wire.discard()
 	}
 	s.wire.end(endAtOnce, nil)
 	s.wire.conn.Close()
 }
 
-// close ends a session that the run needs no more.
+// close ends a session that the run needs no more. One that is being ended
+// already has its last words to say, and closes itself soon after.
 func (s *session) close() {
 	s.queue.mu.Lock()
 	s.ending = true
 	s.queue.mu.Unlock()
-	s.wire.end(endAtOnce, nil)
-	s.wire.conn.Close()
+	if s.wire.end(endAtOnce, nil) {
+		s.wire.conn.Close()
+	}
 }
 
 // leave ends the session's part in the queue.
@@ -296,7 +309,7 @@ func (s *session) report(batch []message) error {
 				q.loseSlot(s)
 			}
 			s.counts.add(outcome)
-			q.settle(r, outcome, &RemoteError{Kind: m.word, Text: m.text}, now.Sub(f.sent))
+			q.settle(r, outcome, &RemoteError{Kind: m.word, Text: cut(m.text, maxFailText)}, now.Sub(f.sent))
 		case verbReturn:
 			back = append(back, r)
 			if !s.mayGive {
@@ -306,6 +319,11 @@ func (s *session) report(batch []message) error {
 		if err != nil {
 			break
 		}
+	}
+	if err != nil {
+		s.faulted(err)
+		s.err = s.fail(err) // if nobody else is left, the run ends with it
+		q.retire(s)         // or it would be sent what is put back
 	}
 	q.putBack(back)
 	if len(q.waiting) > 0 {

@@ -168,16 +168,17 @@ func (c *wire) sendUrgent(m message) bool {
 }
 
 // end makes writeLoop finish: after all that waits, or at once. last is the
-// line to end with, or nil. Only the first call for each ending counts.
+// line to end with, or nil. Only the first call for each ending counts; end
+// reports whether this was it.
 //
 // With endAtOnce everything is over within lastWordsTimeout. The reader should
 // meanwhile discard, since on a connection without buffers the peer may have
 // to finish writing before it reads.
-func (c *wire) end(how ending, last []byte) {
+func (c *wire) end(how ending, last []byte) bool {
 	c.mu.Lock()
 	if how <= c.ending {
 		c.mu.Unlock()
-		return
+		return false
 	}
 	c.ending = how
 	c.last = last
@@ -186,6 +187,7 @@ func (c *wire) end(how ending, last []byte) {
 		c.conn.SetDeadline(c.overSoon())
 	}
 	c.wakeWriter()
+	return true
 }
 
 // overSoon sets by when all must be over, unless that is set already. A

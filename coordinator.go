@@ -143,8 +143,7 @@ type run struct {
 	config   *coordinatorConfig
 	id       string
 	started  time.Time
-	results  []Result // of the planned tasks
-	workers  []*runWorker
+	results  []Result        // of the planned tasks
 	needed   map[string]bool // categories that stages to come need
 	rest     error           // why the tasks of stages that did not start are Skipped
 	delivery *delivery       // to the consumer of a Stream; nil for Run
@@ -156,21 +155,15 @@ type run struct {
 	events   *events
 	farewell []error // goodbyes that were refused or did not come
 
-	mu     sync.Mutex        // guards following
-	queues map[string]*queue // changed by execute's goroutine only, which may read it without mu
-	over   bool              // nothing can be stopped any more
-	halted halt
-	why    []error            // the run could not go on
-	stop   error              // what settles tasks that are not sent any more
-	grace  *time.Timer        // runs out when a canceled run gives up on its tasks
-	cancel context.CancelFunc // ends the opening of sessions, if that goes on
-}
-
-// A runWorker is a worker as the run knows it: all the sessions that named the
-// same instance.
-type runWorker struct {
-	sessions []*session
-	told     bool
+	mu      sync.Mutex        // guards following
+	queues  map[string]*queue // changed by execute's goroutine only, which may read it without mu
+	over    bool              // nothing can be stopped any more
+	halted  halt
+	why     []error            // the run could not go on
+	stop    error              // what settles tasks that are not sent any more
+	grace   *time.Timer        // runs out when a canceled run gives up on its tasks
+	dialing context.Context    // ends when no session is wanted any more: a halt, the end
+	cancel  context.CancelFunc // ends dialing; nil before execute
 }
 
 func newRun(config *coordinatorConfig) *run {
@@ -206,8 +199,14 @@ func (r *run) execute(ctx context.Context, body func(context.Context) error) err
 	if ctx.Err() != nil {
 		return causeOf(ctx)
 	}
-	if err := r.haltedBy(); err != nil {
-		return err
+	dialing, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r.mu.Lock()
+	r.dialing, r.cancel = dialing, cancel
+	halted := r.halted != notHalted
+	r.mu.Unlock()
+	if halted {
+		return r.haltedBy()
 	}
 	r.events = newEvents(r.config.observer)
 	defer r.events.close()
@@ -236,18 +235,21 @@ func (r *run) runPlan(ctx context.Context) error {
 	}
 	r.order = plan.indices
 	categories := plan.categories()
-	for _, category := range categories {
-		first := slices.IndexFunc(r.results, func(res Result) bool { return res.Task.Category == category })
-		if err := r.checkWorkers(category, &r.results[first]); err != nil {
+	planned := make(map[string]int)
+	for i := range r.results {
+		res := &r.results[i]
+		if planned[res.Task.Category]++; planned[res.Task.Category] > 1 {
+			continue
+		}
+		if err := r.checkWorkers(res.Task.Category, res); err != nil {
 			return err
 		}
+	}
+	for _, category := range categories {
 		r.needed[category] = true
-		r.addQueue(category)
+		r.addQueue(category).planned = planned[category]
 	}
-	for _, res := range r.results {
-		r.queues[res.Task.Category].planned++
-	}
-	if err := r.open(ctx, categories); err != nil {
+	if err := r.open(categories); err != nil {
 		return err
 	}
 	for number, stage := range plan.stages() {
@@ -281,6 +283,9 @@ func (r *run) goesOn(failed *Result) bool {
 // addQueue makes the queue of a category. It has no sessions yet.
 func (r *run) addQueue(category string) *queue {
 	q := &queue{run: r, category: category, settled: make(chan struct{}, 1)}
+	for _, addr := range r.config.workers[category] {
+		q.links = append(q.links, &link{queue: q, addr: addr})
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	q.halted, q.why = r.halted, r.stop
@@ -314,30 +319,24 @@ func (r *run) checkWorkers(category string, first *Result) error {
 		ErrNoWorker, quote(category), first.Index, quoteUnlessPlain(first.Task.Instruction), quote(category))
 }
 
-// open connects to every worker of every category, all at once. It waits for
-// all answers even if one is bad, so that the error names all that are.
-func (r *run) open(ctx context.Context, categories []string) error {
-	ctx, cancel := context.WithCancel(ctx)
+// open connects to every worker of every category, all at once. Its error names
+// each that is not there; one that cannot be used at all ends the wait for the
+// others.
+func (r *run) open(categories []string) error {
+	ctx, cancel := context.WithCancel(r.dialing)
 	defer cancel()
-	r.mu.Lock()
-	r.cancel = cancel
-	halted := r.halted != notHalted
-	r.mu.Unlock()
-	if halted {
-		return r.haltedBy()
-	}
-	type target struct{ category, addr string }
-	var targets []target
+	var links []*link
 	for _, category := range categories {
-		for _, addr := range r.config.workers[category] {
-			targets = append(targets, target{category, addr})
-		}
+		links = append(links, r.queues[category].links...)
 	}
 	var dials errgroup.Group
-	failures := make([]error, len(targets)) // in the order of the options
-	for i, t := range targets {
+	failures := make([]error, len(links)) // in the order of the options
+	for i, l := range links {
 		dials.Go(func() error {
-			failures[i] = r.connect(ctx, r.queues[t.category], t.addr)
+			failures[i] = l.open(ctx)
+			if failures[i] != nil && !mayPass(failures[i]) {
+				cancel()
+			}
 			return nil
 		})
 	}
@@ -345,38 +344,10 @@ func (r *run) open(ctx context.Context, categories []string) error {
 	if err := r.haltedBy(); err != nil {
 		return err
 	}
-	if err := errors.Join(failures...); err != nil {
-		return err
+	if ctx.Err() != nil { // those that were only interrupted are no news
+		failures = slices.DeleteFunc(failures, func(err error) bool { return errors.Is(err, context.Canceled) })
 	}
-	r.knowWorkers(categories)
-	return nil
-}
-
-// knowWorkers finds out which sessions lead to the same worker.
-func (r *run) knowWorkers(categories []string) {
-	byInstance := make(map[string]*runWorker)
-	for _, w := range r.workers {
-		if instance := w.sessions[0].instance; instance != "" {
-			byInstance[instance] = w
-		}
-	}
-	for _, category := range categories {
-		q := r.queues[category]
-		q.mu.Lock()
-		sessions := slices.Clone(q.sessions)
-		q.mu.Unlock()
-		for _, s := range sessions {
-			w := byInstance[s.instance]
-			if w == nil {
-				w = new(runWorker)
-				r.workers = append(r.workers, w)
-				if s.instance != "" { // one that gives no instance is known by its session
-					byInstance[s.instance] = w
-				}
-			}
-			w.sessions = append(w.sessions, s)
-		}
-	}
+	return errors.Join(failures...)
 }
 
 // runStage runs the groups of a stage at the same time, and waits for all of
@@ -479,6 +450,7 @@ func (r *run) stopSoon(failure error) {
 	}
 	r.halted = haltSoft
 	r.stop = why
+	r.cancel()
 	r.mu.Unlock()
 	for _, q := range r.allQueues() {
 		q.halt(haltSoft, why)
@@ -512,14 +484,17 @@ func (r *run) dismiss(ctx context.Context) {
 		return
 	}
 	var goodbyes errgroup.Group
-	missing := make([]error, len(r.workers))
-	for i, w := range r.workers {
-		if w.told || slices.ContainsFunc(w.sessions, func(s *session) bool { return r.needed[s.queue.category] }) {
+	workers := r.workers()
+	missing := make([]error, len(workers))
+	for i, sessions := range workers {
+		if slices.ContainsFunc(sessions, func(s *session) bool { return r.needed[s.queue.category] || s.dismissed }) {
 			continue
 		}
-		w.told = true
+		for _, s := range sessions {
+			s.dismissed = true
+		}
 		goodbyes.Go(func() error {
-			missing[i] = w.shutdown(ctx, r.config.goodbyeTimeout)
+			missing[i] = shutdown(ctx, sessions, r.config.goodbyeTimeout)
 			return nil
 		})
 	}
@@ -531,11 +506,36 @@ func (r *run) dismiss(ctx context.Context) {
 	}
 }
 
+// workers lists the latest sessions of all links, those that lead to the same
+// worker together. A worker is known by the instance it greeted with; one that
+// gave none, by its session.
+func (r *run) workers() [][]*session {
+	var workers [][]*session
+	for _, category := range slices.Sorted(maps.Keys(r.queues)) {
+		q := r.queues[category]
+		q.mu.Lock()
+		for _, l := range q.links {
+			s := l.session
+			if s == nil {
+				continue
+			}
+			i := slices.IndexFunc(workers, func(w []*session) bool { return w[0].instance != "" && w[0].instance == s.instance })
+			if i < 0 {
+				i = len(workers)
+				workers = append(workers, nil)
+			}
+			workers[i] = append(workers[i], s)
+		}
+		q.mu.Unlock()
+	}
+	return workers
+}
+
 // shutdown tells a worker to shut down, over one of its sessions, and waits
 // until that is over.
-func (w *runWorker) shutdown(ctx context.Context, timeout time.Duration) error {
+func shutdown(ctx context.Context, sessions []*session, timeout time.Duration) error {
 	var told *session
-	for _, s := range w.sessions {
+	for _, s := range sessions {
 		if s.tellShutdown() {
 			told = s
 			break
@@ -545,7 +545,7 @@ func (w *runWorker) shutdown(ctx context.Context, timeout time.Duration) error {
 		// It has left before it was told; with a goodbye if it was shut down
 		// by somebody else.
 		var lost error
-		for _, s := range w.sessions {
+		for _, s := range sessions {
 			goodbye, err := s.end()
 			if goodbye {
 				return nil
@@ -571,11 +571,11 @@ func (w *runWorker) shutdown(ctx context.Context, timeout time.Duration) error {
 
 // closeSessions ends all sessions and waits for their goroutines.
 func (r *run) closeSessions() {
+	r.mu.Lock()
+	r.cancel() // no link dials again
+	r.mu.Unlock()
 	for _, q := range r.allQueues() {
-		q.mu.Lock()
-		sessions := slices.Clone(q.sessions)
-		q.mu.Unlock()
-		for _, s := range sessions {
+		for _, s := range q.shut() {
 			s.close()
 		}
 	}
@@ -607,6 +607,9 @@ func (r *run) settleRest(err error) {
 func (r *run) report(err error) (*Report, error) {
 	r.settleRest(err)
 	rep := &Report{Run: r.id, Results: r.results, Categories: r.snapshot()}
+	for _, c := range rep.Categories {
+		rep.Troubles.add(c.Troubles)
+	}
 	var first, skipped error
 	for i := range r.results {
 		res := &r.results[i]

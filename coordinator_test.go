@@ -52,9 +52,9 @@ func newCluster(t testing.TB) *cluster {
 type dialedConn struct {
 	net.Conn
 	cluster *cluster
-	addr string
-	once sync.Once
-	over chan struct{}
+	addr    string
+	once    sync.Once
+	over    chan struct{}
 }
 
 func (c *dialedConn) Read(p []byte) (int, error) {
@@ -144,7 +144,7 @@ func (c *cluster) script(addr string, play func(p *peer)) {
 // coordinator returns one that dials over the cluster's network.
 func (c *cluster) coordinator(opts ...CoordinatorOption) *Coordinator {
 	c.t.Helper()
-	coordinator, err := NewCoordinator(append([]CoordinatorOption{WithDialer(c.dial)}, opts...)...)
+	coordinator, err := NewCoordinator(append([]CoordinatorOption{WithDialer(c.dial), WithWorkerWait(0)}, opts...)...)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -295,7 +295,7 @@ func TestAWaitingTaskGoesToAnotherWorkerWhenTheOneWokenForItLeaves(t *testing.T)
 		name string
 		play func(p *peer)
 	}{
-		{"drain", func(p *peer) { p.send("DRAIN") }},
+		{"drain", func(p *peer) { io.WriteString(p.conn, "DRAIN\n") }}, // the run may be over: the other worker may have taken all
 		{"cut", func(p *peer) { p.conn.Close() }},
 	} {
 		t.Run(leave.name, func(t *testing.T) {
@@ -874,7 +874,7 @@ func TestAWorkerThatGreetsWrongIsNamedBeforeATaskIsSent(t *testing.T) {
 
 func TestADialThatHangsEndsWithTheHandshakeTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, err := NewCoordinator(WithWorkers("a", "a:1"), WithHandshakeTimeout(3*time.Second),
+		c, err := NewCoordinator(WithWorkers("a", "a:1"), WithHandshakeTimeout(3*time.Second), WithWorkerWait(0),
 			WithDialer(func(ctx context.Context, _, _ string) (net.Conn, error) {
 				<-ctx.Done()
 				return nil, ctx.Err()
@@ -894,7 +894,7 @@ func TestADialThatHangsEndsWithTheHandshakeTimeout(t *testing.T) {
 func TestTheDialerIsGivenNetworkAndAddress(t *testing.T) {
 	var mu sync.Mutex
 	var got []string
-	c, err := NewCoordinator(WithWorkers("a", "unix:/run/a.sock", "[::1]:80", "host:name"),
+	c, err := NewCoordinator(WithWorkers("a", "unix:/run/a.sock", "[::1]:80", "host:name"), WithWorkerWait(0),
 		WithDialer(func(_ context.Context, network, addr string) (net.Conn, error) {
 			mu.Lock()
 			defer mu.Unlock()

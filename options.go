@@ -65,6 +65,12 @@ type coordinatorConfig struct {
 	observer       *Observer
 	onFailure      OnFailure
 	taskTimeout    time.Duration
+	retry          Retry
+	atMostOnce     bool
+	workerWait     time.Duration
+	heartbeat      time.Duration
+	silence        time.Duration
+	jitter         func(most time.Duration) time.Duration // tests set it
 	streamBuffer   int
 	cancelGrace    time.Duration
 	goodbyeTimeout time.Duration
@@ -77,6 +83,11 @@ func defaultCoordinatorConfig() coordinatorConfig {
 		dial:           new(net.Dialer).DialContext,
 		window:         64,
 		streamBuffer:   4096,
+		retry:          Retry{Attempts: 1},
+		workerWait:     30 * time.Second,
+		heartbeat:      5 * time.Second,
+		silence:        15 * time.Second,
+		jitter:         fullJitter,
 		cancelGrace:    10 * time.Second,
 		goodbyeTimeout: 30 * time.Second,
 	}
@@ -218,6 +229,46 @@ func WithOnFailure(p OnFailure) CoordinatorOption {
 		panic("taskexec: WithOnFailure: unknown policy " + p.String())
 	}
 	return coordinatorOption(func(c *coordinatorConfig) { c.onFailure = p })
+}
+
+// WithAtMostOnce has no task sent again whose fate is not known: when its
+// session is lost its outcome is Unknown at once, with ErrOutcomeUnknown. Then
+// no more is in flight to a worker than it has slots, so that little is lost
+// with it, and each task costs a round trip. By default such a task is sent
+// again, and may be executed twice.
+//
+// A task whose failure was reported may be tried again, as WithRetry says.
+func WithAtMostOnce() CoordinatorOption {
+	return coordinatorOption(func(c *coordinatorConfig) { c.atMostOnce = true })
+}
+
+// WithWorkerWait bounds how long a run waits for workers: at its start for each
+// that cannot be reached, and later while all workers of a category are gone
+// and tasks wait for one. Meanwhile they are dialled again, with a backoff of
+// 100 ms, doubled up to 10 s, with full jitter. The default is 30 s; 0 is no
+// wait. A negative d panics.
+func WithWorkerWait(d time.Duration) CoordinatorOption {
+	if d < 0 {
+		panic(fmt.Sprintf("taskexec: WithWorkerWait: %v is negative", d))
+	}
+	return coordinatorOption(func(c *coordinatorConfig) { c.workerWait = d })
+}
+
+// WithHeartbeat has workers pinged every interval, and one from which no byte
+// was received for timeout taken for lost, whatever its connection says. It
+// concerns workers that offer it in their greeting, as those of this package
+// do; such a worker in turn cancels what it runs when it has not had an answer
+// for 0.8 of timeout, so that it has stopped before the tasks are sent
+// elsewhere. The default is 5 s and 15 s. An interval that is not positive, or
+// more than half of timeout, is an error of NewCoordinator.
+func WithHeartbeat(interval, timeout time.Duration) CoordinatorOption {
+	return coordinatorOption(func(c *coordinatorConfig) {
+		if interval <= 0 || timeout < 2*interval {
+			c.addError("WithHeartbeat: %v and %v; the timeout must leave room for two positive intervals", interval, timeout)
+			return
+		}
+		c.heartbeat, c.silence = interval, timeout
+	})
 }
 
 // WithTaskTimeout bounds the execution of each task whose own Timeout is 0,

@@ -2,6 +2,8 @@ package taskexec
 
 import (
 	"cmp"
+	"container/heap"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -18,21 +20,30 @@ type queue struct {
 	category string
 	settled  chan struct{} // gets a token when the last lent task is settled
 
-	mu       sync.Mutex // guards following, and the fields of sessions that say so
-	waiting  []*Result  // in input order
-	sessions []*session // all there ever were
-	live     []*session // those that take tasks
-	slots    int        // of live
-	inFlight int        // held by sessions
-	open     int        // lent and not settled, and one more while the group may lend more
-	counts   Counts     // of the group
-	begun    time.Time  // when the group was
-	planned  int        // tasks of the run, as far as known
-	total    Counts     // of the run
-	failure  error      // the first task that is not Done
+	mu       sync.Mutex  // guards following, and the fields of sessions that say so
+	waiting  []*Result   // not sent yet, in input order
+	room     []*Result   // where waiting began, to be used again
+	again    byIndex     // to be sent again; they come before those of waiting that are later in the input
+	delayed  byDue       // to be sent again in a while, because they failed
+	retry    *time.Timer // for the first of delayed
+	links    []*link     // one for each worker listed, in that order
+	sessions []*session  // those that are not over
+	live     []*session  // those that take tasks
+	slots    int         // of live
+	inFlight int         // held by sessions
+	open     int         // lent and not settled, and one more while the group may lend more
+	counts   Counts      // of the group
+	begun    time.Time   // when the group was
+	planned  int         // tasks of the run, as far as known
+	total    Counts      // of the run
+	failure  error       // the first task that is not Done
 	halted   halt
-	why      error // what settles the tasks that are not sent any more
-	next     int   // where in live to look for a taker first
+	why      error                // what settles the tasks that are not sent any more
+	next     int                  // where in live to look for a taker first
+	patience *time.Timer          // for tasks that wait while no worker is left
+	over     bool                 // no session may join any more
+	strikes  map[*Result][]string // the workers that were lost with a suspect alone in their windows
+	troubles Troubles
 }
 
 // A halt is how a run is stopped before its end. It only grows.
@@ -46,19 +57,63 @@ const (
 
 // A flight is a task held by a session.
 type flight struct {
-	result *Result
-	cost   int
-	sent   time.Time
+	result  *Result
+	cost    int
+	sent    time.Time
+	suspect bool // it was on a session that was lost, and is now on one that holds no more than its slots
 }
 
-// join adds a session that is ready.
+// maxStrikes is how often a worker may be lost with the same suspect before the
+// task is not sent any more: what takes its worker down would go on to take
+// down all of them.
+const maxStrikes = 3
+
+// byIndex is a heap of tasks, the earliest in the input on top.
+type byIndex []*Result
+
+func (h byIndex) Len() int           { return len(h) }
+func (h byIndex) Less(i, j int) bool { return h[i].Index < h[j].Index }
+func (h byIndex) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *byIndex) Push(x any)        { *h = append(*h, x.(*Result)) }
+func (h *byIndex) Pop() any {
+	old := *h
+	x := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	return x
+}
+
+// byDue is a heap of tasks that wait for a time, the next on top.
+type byDue []dueTask
+
+type dueTask struct {
+	result *Result
+	due    time.Time
+}
+
+func (h byDue) Len() int           { return len(h) }
+func (h byDue) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h byDue) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *byDue) Push(x any)        { *h = append(*h, x.(dueTask)) }
+func (h *byDue) Pop() any {
+	old := *h
+	x := old[len(old)-1]
+	old[len(old)-1] = dueTask{}
+	*h = old[:len(old)-1]
+	return x
+}
+
+// join adds a session that is ready. q.mu is held.
 func (q *queue) join(s *session) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
+	if q.patience != nil {
+		q.patience.Stop()
+		q.patience = nil
+	}
 	q.sessions = append(q.sessions, s)
 	q.live = append(q.live, s)
 	q.slots += s.slots
 	s.live = true
+	s.wire.wakeWriter()
 }
 
 // unlock releases q.mu, and then acts on what the section found out: that
@@ -66,12 +121,48 @@ func (q *queue) join(s *session) {
 // could find out either ends with it.
 func (q *queue) unlock() {
 	orphaned, failure := q.orphaned(), q.failure
+	if wait := q.run.config.workerWait; orphaned && wait > 0 {
+		orphaned = false
+		if q.patience == nil && !q.over {
+			q.patience = time.AfterFunc(wait, q.giveUp)
+		}
+	}
 	q.mu.Unlock()
 	if orphaned {
 		q.run.halt(haltSoft, q.noWorker())
 	}
 	if failure != nil && q.run.config.onFailure == StopSoon {
 		q.run.stopSoon(failure)
+	}
+}
+
+// giveUp ends the run if its tasks have waited for a worker in vain.
+func (q *queue) giveUp() {
+	q.mu.Lock()
+	orphaned := q.orphaned() && !q.over
+	q.mu.Unlock()
+	if orphaned {
+		q.run.halt(haltSoft, q.noWorker())
+	}
+}
+
+// shut lets no session join any more, stops the timers, and returns the
+// sessions that are left.
+func (q *queue) shut() []*session {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.over = true
+	q.stopTimers()
+	return slices.Clone(q.sessions)
+}
+
+// stopTimers stops what would send or give up later. q.mu is held.
+func (q *queue) stopTimers() {
+	if q.patience != nil {
+		q.patience.Stop()
+	}
+	if q.retry != nil {
+		q.retry.Stop()
 	}
 }
 
@@ -89,6 +180,7 @@ func (q *queue) lend(results []Result, indices []int) {
 	q.mu.Lock()
 	defer q.unlock()
 	q.waiting = slices.Grow(q.waiting, len(indices))
+	q.room = q.waiting
 	for _, i := range indices {
 		q.waiting = append(q.waiting, &results[i])
 	}
@@ -136,7 +228,33 @@ func (q *queue) close() {
 
 // orphaned says that tasks wait and nobody will take them. q.mu is held.
 func (q *queue) orphaned() bool {
-	return len(q.waiting) > 0 && len(q.live) == 0 && q.halted == notHalted
+	return q.waits() > 0 && len(q.live) == 0 && q.halted == notHalted
+}
+
+// waits is how many tasks could be sent now. q.mu is held.
+func (q *queue) waits() int { return len(q.waiting) + len(q.again) }
+
+// first is the task to be sent next; nil if none waits. q.mu is held.
+func (q *queue) first() *Result {
+	switch {
+	case len(q.again) > 0 && (len(q.waiting) == 0 || q.again[0].Index < q.waiting[0].Index):
+		return q.again[0]
+	case len(q.waiting) > 0:
+		return q.waiting[0]
+	}
+	return nil
+}
+
+// drop takes first away. q.mu is held.
+func (q *queue) drop() {
+	if len(q.again) > 0 && q.again[0] == q.first() {
+		heap.Pop(&q.again)
+		return
+	}
+	q.waiting[0] = nil
+	if q.waiting = q.waiting[1:]; len(q.waiting) == 0 {
+		q.waiting = q.room[:0] // for the next group
+	}
 }
 
 // wakeTakers wakes at most n of the sessions that have room. It goes round, so
@@ -158,7 +276,10 @@ func (q *queue) wakeTakers(n int) {
 // the group no more than its share by slots, so that one worker does not hoard
 // what others could execute; and never fewer than it has slots. q.mu is held.
 func (q *queue) limit(s *session) int {
-	left := int64(len(q.waiting) + q.inFlight)
+	if s.suspects > 0 {
+		return s.slots
+	}
+	left := int64(q.waits() + q.inFlight)
 	all := int64(max(q.slots, 1))
 	share := (left*int64(s.slots) + all - 1) / all
 	return int(min(int64(s.window), max(int64(s.slots), share)))
@@ -168,16 +289,18 @@ func (q *queue) limit(s *session) int {
 // a chunk. Only the writer of s calls it, so a session sends its tasks in the
 // order of the queue. q.mu is held.
 func (q *queue) take(s *session, dst []byte) []byte {
-	if !s.live || q.halted != notHalted || len(q.waiting) == 0 {
+	if !s.live || q.halted != notHalted || q.waits() == 0 {
 		return dst
 	}
 	now := time.Now()
 	queued := now.Sub(q.begun)
 	limit := q.limit(s) // taking moves tasks, and leaves as many as there were
-	n := 0
-	for _, r := range q.waiting {
-		if len(s.held) >= limit || len(dst) >= chunkBytes {
-			break
+	for r := q.first(); r != nil && len(s.held) < limit && len(dst) < chunkBytes; r = q.first() {
+		suspect := r.Losses > 0
+		if suspect {
+			if limit = s.slots; len(s.held) >= limit {
+				break // it waits until it can be alone with the slots
+			}
 		}
 		before := len(dst)
 		if len(r.Task.Instruction) < s.maxLine { // else do not even try
@@ -187,9 +310,9 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		size := len(dst) - before
 		if size == 0 || size > s.maxLine {
 			dst = dst[:before]
+			q.drop()
 			q.settle(r, Failed, fmt.Errorf("an instruction of %d bytes does not fit in a line of worker %s, which takes %d bytes, escapes included",
 				len(r.Task.Instruction), quoteUnlessPlain(s.name), s.maxLine), 0)
-			n++
 			continue
 		}
 		cost := taskCost(size)
@@ -197,21 +320,19 @@ func (q *queue) take(s *session, dst []byte) []byte {
 			dst = dst[:before]
 			break
 		}
+		q.drop()
 		r.Attempts++
 		r.Worker = s.name
 		r.Queued = queued
-		s.held[r.Index] = flight{r, cost, now}
-		s.sent++
+		s.held[r.Index] = flight{r, cost, now, suspect}
+		if suspect {
+			s.suspects++
+		}
+		s.link.sent++
 		s.cost += cost
 		q.inFlight++
-		n++
 		q.run.events.taskSent(q.run.id, r, s.addr)
 	}
-	clear(q.waiting[:n])
-	if n == len(q.waiting) {
-		n, q.waiting = 0, q.waiting[:0] // keep the room for the next group
-	}
-	q.waiting = q.waiting[n:]
 	return dst
 }
 
@@ -223,15 +344,69 @@ func (q *queue) release(s *session, task int) (flight, bool) {
 		delete(s.held, task)
 		s.cost -= f.cost
 		q.inFlight--
+		if f.suspect {
+			s.suspects--
+		}
 	}
 	return f, ok
+}
+
+// failed takes note of a FAIL: the task is tried again, or settled. q.mu is
+// held.
+func (q *queue) failed(s *session, f flight, m *message, now time.Time) {
+	r := f.result
+	why := &RemoteError{Kind: m.word, Text: cut(m.text, maxFailText)}
+	outcome := Failed
+	if m.word == kindCanceled {
+		outcome = Canceled
+	}
+	s.link.counts.add(outcome)
+	delay, retry := q.run.config.retry.delay(r.Retries+1, m.word, m.time, q.run.config.jitter)
+	if !retry || q.halted != notHalted {
+		q.settle(r, outcome, why, now.Sub(f.sent))
+		return
+	}
+	r.Retries++
+	q.troubles.Retries++
+	r.Err = why // should it not come to another attempt
+	heap.Push(&q.delayed, dueTask{r, now.Add(delay)})
+	q.setRetry(now)
+}
+
+// setRetry sets the timer for the first task that is delayed. q.mu is held.
+func (q *queue) setRetry(now time.Time) {
+	if len(q.delayed) == 0 || q.over {
+		return
+	}
+	d := q.delayed[0].due.Sub(now)
+	if q.retry == nil {
+		q.retry = time.AfterFunc(d, q.retryNow)
+		return
+	}
+	q.retry.Reset(d)
+}
+
+// retryNow has the tasks wait again whose delay is over.
+func (q *queue) retryNow() {
+	q.mu.Lock()
+	defer q.unlock()
+	now := time.Now()
+	var due []*Result
+	for len(q.delayed) > 0 && !q.delayed[0].due.After(now) {
+		due = append(due, heap.Pop(&q.delayed).(dueTask).result)
+	}
+	q.putBack(due)
+	q.setRetry(now)
 }
 
 // settle gives a task its outcome. why is ignored if that is Done; roundTrip
 // is 0 unless a report came. q.mu is held.
 func (q *queue) settle(r *Result, o Outcome, why error, roundTrip time.Duration) {
 	r.Outcome = o
-	if o != Done {
+	delete(q.strikes, r)
+	if o == Done {
+		r.Err = nil
+	} else {
 		r.Err = taskError(r, why)
 		if q.failure == nil {
 			q.failure = r.Err
@@ -254,17 +429,9 @@ func (q *queue) putBack(back []*Result) {
 	if len(back) == 0 {
 		return
 	}
-	byIndex := func(a, b *Result) int { return cmp.Compare(a.Index, b.Index) }
-	slices.SortFunc(back, byIndex)
-	merged := make([]*Result, 0, len(back)+len(q.waiting))
-	rest := q.waiting
 	for _, r := range back {
-		for len(rest) > 0 && rest[0].Index < r.Index {
-			merged, rest = append(merged, rest[0]), rest[1:]
-		}
-		merged = append(merged, r)
+		heap.Push(&q.again, r)
 	}
-	q.waiting = append(merged, rest...)
 	if q.halted != notHalted {
 		q.settleWaiting()
 		return
@@ -272,23 +439,35 @@ func (q *queue) putBack(back []*Result) {
 	q.wakeTakers(len(back))
 }
 
-// settleWaiting settles what will not be sent any more: never started, unless
-// an attempt was lost. q.mu is held.
+// settleWaiting settles what will not be sent any more: as the last attempt
+// ended, or as never started if there was none. q.mu is held.
 func (q *queue) settleWaiting() {
-	for _, r := range q.waiting {
-		if r.Losses > 0 {
-			q.settle(r, Unknown, fmt.Errorf("lost with its session, and not sent again: %w", q.why), 0)
-		} else {
+	rest := append(q.again, q.waiting...)
+	for _, d := range q.delayed {
+		rest = append(rest, d.result)
+	}
+	q.again, q.waiting, q.delayed = nil, nil, nil
+	slices.SortFunc(rest, func(a, b *Result) int { return cmp.Compare(a.Index, b.Index) })
+	for _, r := range rest {
+		switch {
+		case r.Err != nil:
+			q.settle(r, Failed, fmt.Errorf("%w (and not tried again: %w)", r.Err, q.why), 0)
+		case r.Losses > 0:
+			q.settle(r, Unknown, fmt.Errorf("%w, and is not sent again: %w", ErrOutcomeUnknown, q.why), 0)
+		default:
 			q.settle(r, Skipped, q.why, 0)
 		}
 	}
-	q.waiting = nil
 }
 
 // loseSlot takes note that a handler of s is stuck in its slot for good. A
 // session without slots takes no more, and is asked to give back what waits
 // behind the stuck ones. q.mu is held.
 func (q *queue) loseSlot(s *session) {
+	if s.slots == 0 {
+		return // it says that of more tasks than it said it has slots
+	}
+	q.troubles.Stuck++
 	s.slots--
 	if s.live {
 		q.slots--
@@ -309,24 +488,57 @@ func (q *queue) retire(s *session) {
 	s.live = false
 	q.live = slices.DeleteFunc(q.live, func(l *session) bool { return l == s })
 	q.slots -= s.slots
-	q.wakeTakers(len(q.waiting))
+	q.wakeTakers(q.waits())
 }
 
-// takeBack empties what s holds. Tasks that are lost may have run; those that
-// are not were never started. q.mu is held.
-func (q *queue) takeBack(s *session, lost bool) []*Result {
-	var back []*Result
+// takeBack has what s holds wait again. Tasks that are lost may have run; those
+// that are not were never started. q.mu is held.
+func (q *queue) takeBack(s *session, lost bool) {
+	var held []flight
 	for _, f := range s.held {
-		if lost {
-			f.result.Losses++
+		held = append(held, f)
+	}
+	slices.SortFunc(held, func(a, b flight) int { return cmp.Compare(a.result.Index, b.result.Index) })
+	clear(s.held)
+	s.cost, s.suspects = 0, 0
+	q.inFlight -= len(held)
+	var back []*Result
+	for _, f := range held {
+		if !lost {
+			q.troubles.Returns++
+		} else if q.lost(s, f); f.result.Outcome != 0 {
+			continue
 		}
 		back = append(back, f.result)
 	}
-	clear(s.held)
-	s.cost = 0
-	q.inFlight -= len(back)
-	return back
+	q.putBack(back)
 }
+
+// lost takes note that a task was lost with its session. It settles the task
+// if it must not be sent again. q.mu is held.
+func (q *queue) lost(s *session, f flight) {
+	r := f.result
+	r.Losses++
+	r.Err = nil // what an earlier attempt said is not how this one ended
+	q.troubles.Losses++
+	switch {
+	case q.run.config.atMostOnce:
+		q.settle(r, Unknown, fmt.Errorf("%w, and it may be executed at most once: %w", ErrOutcomeUnknown, cmp.Or(s.err, errSessionOver)), 0)
+	case f.suspect:
+		if q.strikes == nil {
+			q.strikes = make(map[*Result][]string)
+		}
+		workers := append(q.strikes[r], s.name)
+		q.strikes[r] = workers
+		if len(workers) == maxStrikes {
+			q.settle(r, Unknown, fmt.Errorf("%w; %d workers were lost with it and little else in flight (%s), so it may be what brings them down: %w",
+				ErrOutcomeUnknown, maxStrikes, strings.Join(workers, ", "), cmp.Or(s.err, errSessionOver)), 0)
+		}
+	}
+}
+
+// errSessionOver stands for the reason where a session has none of its own.
+var errSessionOver = errors.New("the session is over")
 
 // halt stops sending. The sessions are told what it means for what they hold.
 func (q *queue) halt(how halt, why error) {
@@ -337,6 +549,7 @@ func (q *queue) halt(how halt, why error) {
 	}
 	q.halted = how
 	q.why = why
+	q.stopTimers()
 	q.settleWaiting()
 	for _, s := range q.sessions {
 		s.halt(how, why)
@@ -348,10 +561,11 @@ func (q *queue) abandon(why error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, s := range q.sessions {
-		back := q.takeBack(s, true)
 		q.retire(s)
-		for _, r := range back {
-			q.settle(r, Unknown, why, 0)
+		for task, f := range s.held {
+			q.release(s, task)
+			f.result.Losses++
+			q.settle(f.result, Unknown, why, 0)
 		}
 		s.wire.endWithError(faultf(codeTimeout, "tasks were not reported in time after CANCEL"))
 	}
@@ -362,13 +576,22 @@ func (q *queue) noWorker() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	var tried []string
-	for _, s := range q.sessions {
+	for _, l := range q.links {
 		why := "it is shutting down"
-		if s.err != nil {
-			why = unprefixed(s.err)
+		if l.lost != nil {
+			why = unprefixed(l.lost)
+		} else if l.session != nil && l.session.err != nil {
+			why = unprefixed(l.session.err)
 		}
-		tried = append(tried, fmt.Sprintf("%s: %s", s.addr, why))
+		if l.err != nil {
+			why += ", and then " + unprefixed(l.err)
+		}
+		tried = append(tried, fmt.Sprintf("%s: %s", l.addr, why))
 	}
-	return fmt.Errorf("%w for category %s; start one of them again, or list more (%s)",
-		ErrNoWorker, quote(q.category), strings.Join(tried, "; "))
+	waited := ""
+	if wait := q.run.config.workerWait; wait > 0 {
+		waited = fmt.Sprintf(" for %v", wait)
+	}
+	return fmt.Errorf("%w for category %s%s; start one of them again, or list more (%s)",
+		ErrNoWorker, quote(q.category), waited, strings.Join(tried, "; "))
 }

@@ -1,6 +1,7 @@
 package taskexec
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -37,6 +38,7 @@ type Result struct {
 	Err      error         // a *TaskError exactly when the outcome is not Done
 	Worker   string        // the worker of the last attempt, by name, or by address if it has none; "" if none
 	Attempts int           // times the task was sent
+	Retries  int           // times it was tried again because its handler had failed it
 	Losses   int           // attempts that ended with their session, so that nobody knows whether they ran
 	Queued   time.Duration // from the start of the task's group to its last sending
 	Executed time.Duration // how long the handler took, by the worker's clock, in whole microseconds, if the outcome is Done
@@ -65,12 +67,35 @@ func (c *Counts) add(o Outcome) {
 	}
 }
 
+// ErrOutcomeUnknown is wrapped by the error of each task whose outcome is
+// Unknown: it was sent, and nobody can tell whether it was executed.
+var ErrOutcomeUnknown = errors.New("it may have been executed")
+
+// Troubles counts what a run got over, or did not.
+type Troubles struct {
+	Losses  int // attempts that ended with their session
+	Retries int // attempts made because a handler had failed
+	Returns int // tasks that a worker gave back unstarted
+	Redials int // sessions opened after one with the same worker was lost
+	Stuck   int // handlers that went on after their timeout
+}
+
+func (t *Troubles) add(o Troubles) {
+	t.Losses += o.Losses
+	t.Retries += o.Retries
+	t.Returns += o.Returns
+	t.Redials += o.Redials
+	t.Stuck += o.Stuck
+}
+
 // A Report says how a run ended, task by task.
 type Report struct {
 	Run     string        // the run's id, the same that handlers see in TaskInfo
 	Results []Result      // Results[i] belongs to the task with index i
 	Counts  Counts        // of Results by outcome
 	Elapsed time.Duration // of the whole run, connecting included
+
+	Troubles Troubles // what went wrong on the way, whatever the outcomes
 
 	// Categories says the same for each category that was connected to, and
 	// each of its workers, sorted by category.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -15,15 +16,19 @@ import (
 type session struct {
 	run   *run
 	queue *queue
-	addr  string
+	link  *link
+	addr  string // the link's
 	wire  *wire
 	gone  chan struct{} // closed when the session is over, and everything it knew is told
 
 	// From WELCOME; set before the session joins its queue.
-	name     string // the worker's, or its address if it gave none
-	instance string
-	window   int
-	maxLine  int
+	name      string // the worker's, or its address if it gave none
+	instance  string
+	window    int
+	maxLine   int
+	heartbeat bool
+
+	dismissed bool // of the goroutine that goes through the stages: its worker was told to shut down, or should have been
 
 	// guarded by queue.mu
 	slots    int // of the worker, less those that are stuck
@@ -31,8 +36,8 @@ type session struct {
 	cost     int    // of held
 	live     bool   // it takes tasks
 	mayGive  bool   // the worker has reason to send RETURN
-	sent     int    // tasks, each sending counted
-	counts   Counts // of what it reported
+	suspects int    // of held, those that were on a session that was lost
+	heardOf  bool   // it has reported something
 	out      []byte // lines other than RUN that wait for the writer
 	told     bool   // SHUTDOWN was sent
 	goodbye  bool   // GOODBYE was received
@@ -41,47 +46,49 @@ type session struct {
 	writeErr error
 }
 
-// connect opens a session to one worker of q's category, and adds it to q. The
-// error is a *WorkerError.
-func (r *run) connect(ctx context.Context, q *queue, addr string) error {
+// newSession dials l's worker and greets. The error is a *WorkerError.
+func newSession(ctx context.Context, l *link) (*session, error) {
+	q := l.queue
+	r := q.run
 	timeout := r.config.handshakeTimeout
 	deadline := time.Now().Add(timeout)
 	dialCtx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	s := &session{run: r, queue: q, addr: addr, gone: make(chan struct{}), held: make(map[int]flight)}
-	network, address, err := splitAddr(addr)
+	s := &session{run: r, queue: q, link: l, addr: l.addr, gone: make(chan struct{}), held: make(map[int]flight)}
+	network, address, err := splitAddr(l.addr)
 	if err != nil {
-		return s.fail(err)
+		return nil, s.fail(err)
 	}
 	conn, err := r.config.dial(dialCtx, network, address)
 	if err != nil {
 		if ctx.Err() == nil && dialCtx.Err() != nil {
 			err = fmt.Errorf("no connection within %v: %w", timeout, err)
 		}
-		return s.fail(err)
+		return nil, s.fail(err)
 	}
 	s.wire = newWire(conn)
-	s.out, err = appendGreeting(nil, verbHello, hello{Run: r.id, Category: q.category, MaxLine: defaultMaxLine})
+	s.out, err = appendGreeting(nil, verbHello, hello{Run: r.id, Category: q.category, MaxLine: defaultMaxLine,
+		TimeoutMS: ceilDiv(r.config.silence, time.Millisecond, maxMillis)})
 	if err != nil {
 		conn.Close()
-		return s.fail(err)
+		return nil, s.fail(err)
 	}
 	r.sessions.Go(func() error { s.write(); return nil })
 	conn.SetReadDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	err = s.greet()
-	if !stop() && err == nil {
+	if !stop() {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
 		s.hangUp(err)
-		return s.fail(err)
+		return nil, s.fail(err)
 	}
 	s.wire.liftReadDeadline()
-	r.events.sessionOpened(SessionOpenedInfo{Run: r.id, Category: q.category, Addr: addr, Worker: s.name, Slots: s.slots, Window: s.window})
-	q.join(s)
-	r.sessions.Go(func() error { s.serve(); return nil })
-	return nil
+	if s.heartbeat {
+		r.sessions.Go(func() error { s.beat(); return nil })
+	}
+	return s, nil
 }
 
 // greet reads WELCOME. Its *ProtocolError is this side's finding unless it is
@@ -118,6 +125,10 @@ func (s *session) greet() error {
 	granted := min(w.Window, windowTasks)
 	s.slots = min(w.Slots, granted)
 	s.window = min(granted, max(s.run.config.window, s.slots))
+	if s.run.config.atMostOnce {
+		s.window = s.slots
+	}
+	s.heartbeat = w.Heartbeat
 	s.maxLine = min(w.MaxLine, defaultMaxLine)
 	s.wire.in.limit = defaultMaxLine
 	return nil
@@ -201,9 +212,13 @@ func (s *session) leave(err error) {
 	}
 	closed := s.ending
 	s.ending = true
+	if !closed {
+		s.link.lost, s.link.err = s.err, nil
+	}
 	q.retire(s)
+	q.sessions = slices.DeleteFunc(q.sessions, func(l *session) bool { return l == s })
 	// After GOODBYE nothing that was not reported was ever started.
-	q.putBack(q.takeBack(s, !s.goodbye))
+	q.takeBack(s, !s.goodbye)
 	if !closed {
 		s.run.events.sessionLost(SessionLostInfo{Run: s.run.id, Category: q.category, Addr: s.addr, Worker: s.name, Goodbye: s.goodbye, Err: s.err})
 	}
@@ -226,6 +241,8 @@ func (s *session) whyLostLocked(err error) error {
 		return fmt.Errorf("connection lost: %w", s.writeErr)
 	case err == io.EOF:
 		return errors.New("it closed the connection")
+	case err == errAllStuck:
+		return err
 	}
 	return fmt.Errorf("connection lost: %w", err)
 }
@@ -284,6 +301,7 @@ func (s *session) report(batch []message) error {
 	q.mu.Lock()
 	defer q.unlock()
 	now := time.Now()
+	s.heardOf = true
 	var back []*Result
 	var err error
 	for i := range batch {
@@ -298,20 +316,16 @@ func (s *session) report(batch []message) error {
 		case verbDone:
 			r.Output = m.text
 			r.Executed = m.time
-			s.counts.add(Done)
+			s.link.counts.add(Done)
 			q.settle(r, Done, nil, now.Sub(f.sent))
 		case verbFail:
-			outcome := Failed
-			switch m.word {
-			case kindCanceled:
-				outcome = Canceled
-			case kindStuck:
+			if m.word == kindStuck {
 				q.loseSlot(s)
 			}
-			s.counts.add(outcome)
-			q.settle(r, outcome, &RemoteError{Kind: m.word, Text: cut(m.text, maxFailText)}, now.Sub(f.sent))
+			q.failed(s, f, m, now)
 		case verbReturn:
 			back = append(back, r)
+			q.troubles.Returns++
 			if !s.mayGive {
 				err = faultf(codeState, "RETURN of task %d, though nothing was recalled, drained or canceled", m.task)
 			}
@@ -326,10 +340,24 @@ func (s *session) report(batch []message) error {
 		q.retire(s)         // or it would be sent what is put back
 	}
 	q.putBack(back)
-	if len(q.waiting) > 0 {
+	if q.waits() > 0 {
 		s.wire.wakeWriter()
 	}
+	if err == nil && s.slots == 0 && len(s.held) == 0 {
+		return errAllStuck
+	}
 	return err
+}
+
+// errAllStuck is why a session is ended whose worker has no slot left. Another
+// follows when the worker has one again.
+var errAllStuck = errors.New("all of its slots are held by handlers that ignore their timeout")
+
+// reported says whether the worker has reported anything.
+func (s *session) reported() bool {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	return s.heardOf
 }
 
 // drained takes note of DRAIN.
@@ -392,5 +420,8 @@ func (s *session) tellShutdown() bool {
 func (s *session) end() (goodbye bool, err error) {
 	s.queue.mu.Lock()
 	defer s.queue.mu.Unlock()
+	if s.err == nil && !s.goodbye {
+		return false, s.fail(errors.New("its session is over"))
+	}
 	return s.goodbye, s.err
 }

@@ -34,17 +34,20 @@ type CategorySnapshot struct {
 	Waiting  int // not sent, or to be sent again; in a Stream, of the tasks read so far
 	InFlight int // sent, and not reported
 	Counts   Counts
-	Workers  []WorkerSnapshot // one for each session, in the order they opened
+	Troubles Troubles
+	Workers  []WorkerSnapshot // one for each address listed, in that order
 }
 
-// A WorkerSnapshot counts what a session has done.
+// A WorkerSnapshot counts what the worker at an address has done for a
+// category.
 type WorkerSnapshot struct {
 	Worker   string // the worker's name, or its address if it has none
 	Addr     string
 	Open     bool   // it may be sent tasks
 	InFlight int    // tasks sent and not reported
 	Sent     int    // sendings
-	Counts   Counts // of what it reported
+	Redials  int    // sessions after the first
+	Counts   Counts // of what it reported; a failure that is tried again is counted each time
 }
 
 // Snapshot says how far each run that goes on has come, in no order. It takes
@@ -78,10 +81,13 @@ func (q *queue) snapshot() CategorySnapshot {
 		InFlight: q.inFlight,
 		Counts:   q.total,
 	}
-	for _, s := range q.sessions {
-		c.Workers = append(c.Workers, WorkerSnapshot{
-			Worker: s.name, Addr: s.addr, Open: s.live, InFlight: len(s.held), Sent: s.sent, Counts: s.counts,
-		})
+	c.Troubles = q.troubles
+	for _, l := range q.links {
+		w := WorkerSnapshot{Worker: l.addr, Addr: l.addr, Sent: l.sent, Redials: l.redials, Counts: l.counts}
+		if s := l.session; s != nil {
+			w.Worker, w.Open, w.InFlight = s.name, s.live, len(s.held)
+		}
+		c.Workers = append(c.Workers, w)
 	}
 	return c
 }

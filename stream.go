@@ -134,7 +134,7 @@ func (r *run) runSeq(ctx context.Context, seq iter.Seq[Task]) error {
 		res := new(Result)
 		*res = newResult(n, task)
 		r.delivery.expect(res)
-		q, err := r.queueFor(ctx, res)
+		q, err := r.queueFor(res)
 		if err != nil {
 			// The task is settled; the run cannot go on.
 			r.halt(haltSoft, err)
@@ -183,7 +183,7 @@ func (r *run) runTask(number int, q *queue, res *Result) (failed *Result) {
 // queueFor returns the queue of a task's category, with its sessions open. If
 // that cannot be had it settles the task, and its error is why the run cannot
 // go on.
-func (r *run) queueFor(ctx context.Context, res *Result) (*queue, error) {
+func (r *run) queueFor(res *Result) (*queue, error) {
 	settle := func(o Outcome, err error) {
 		res.Outcome = o
 		res.Err = taskError(res, err)
@@ -201,7 +201,7 @@ func (r *run) queueFor(ctx context.Context, res *Result) (*queue, error) {
 	if err == nil {
 		r.needed[category] = true
 		r.addQueue(category)
-		err = r.open(ctx, []string{category})
+		err = r.open([]string{category})
 	}
 	if err != nil {
 		settle(Skipped, err)

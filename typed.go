@@ -66,17 +66,3 @@ func OutputOf[Out any](r Result) (Out, error) {
 	}
 	return out, nil
 }
-
-// Final marks a handler's error as one that another attempt would not change.
-// The task fails with the kind "final". Final(nil) is nil.
-func Final(err error) error {
-	if err == nil {
-		return nil
-	}
-	return &finalError{err}
-}
-
-type finalError struct{ err error }
-
-func (e *finalError) Error() string { return e.err.Error() }
-func (e *finalError) Unwrap() error { return e.err }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -103,6 +104,13 @@ type wire struct {
 	in   lineReader
 	wake chan struct{} // holds a token when the writer has something to look at
 
+	// What tells a silent peer from a slow one. Times are counted from born.
+	born     time.Time
+	heard    atomic.Int64 // when a byte was last received
+	probed   atomic.Int64 // when the first PING was written after that; 0 if none was
+	midRead  atomic.Bool  // a line has begun to arrive
+	midWrite atomic.Bool  // a line longer than a chunk is being written
+
 	mu     sync.Mutex // guards following
 	urgent []byte     // whole lines that go ahead of all others
 	ending ending
@@ -120,11 +128,39 @@ const (
 )
 
 func newWire(conn net.Conn) *wire {
-	return &wire{
+	c := &wire{
 		conn: conn,
-		in:   lineReader{src: conn, limit: greetingLimit},
 		wake: make(chan struct{}, 1),
+		born: time.Now(),
 	}
+	c.in = lineReader{src: listening{c}, limit: greetingLimit}
+	return c
+}
+
+// listening is the reader's half of a wire's connection. It notes signs of
+// life.
+type listening struct{ c *wire }
+
+func (l listening) Read(p []byte) (int, error) {
+	l.c.midRead.Store(l.c.in.n > 0)
+	n, err := l.c.conn.Read(p)
+	if n > 0 {
+		l.c.heard.Store(int64(time.Since(l.c.born)))
+		l.c.probed.Store(0)
+	}
+	return n, err
+}
+
+// ping sends a PING.
+func (c *wire) ping(n int) { c.sendUrgent(message{verb: verbPing, task: n}) }
+
+// silent says whether the peer has sent nothing for timeout, though a PING has
+// had interval less than that to be answered. Any byte counts, so a long line
+// on a slow link is not silence; nor is a PING that waits behind one.
+func (c *wire) silent(timeout, interval time.Duration) bool {
+	now := time.Since(c.born)
+	heard, probed := time.Duration(c.heard.Load()), time.Duration(c.probed.Load())
+	return now-heard >= timeout && probed > 0 && now-probed >= timeout-interval
 }
 
 // read returns the next message. A *ProtocolError is this side's finding, and
@@ -135,6 +171,13 @@ func (c *wire) read() (message, error) {
 		return message{}, err
 	}
 	return parseMessage(line)
+}
+
+// midLine says whether a long line is on its way, in either direction, which no
+// PING can overtake. One that has stopped arriving for timeout is not.
+func (c *wire) midLine(timeout time.Duration) bool {
+	arriving := c.midRead.Load() && time.Since(c.born)-time.Duration(c.heard.Load()) < timeout
+	return arriving || c.midWrite.Load()
 }
 
 // wakeWriter makes writeLoop call fill again.
@@ -249,7 +292,7 @@ func (c *wire) writeLoop(fill func(dst []byte) []byte) error {
 		if ending == endAtOnce {
 			return c.writeLast()
 		}
-		err := c.write(urgent)
+		err := c.writeUrgent(urgent)
 		buf = fill(buf[:0])
 		if err == nil {
 			err = c.write(buf)
@@ -293,7 +336,7 @@ func (c *wire) write(lines []byte) error {
 			if ending == endAtOnce {
 				return nil
 			}
-			if err := c.writeLine(urgent); err != nil {
+			if err := c.writeUrgent(urgent); err != nil {
 				return err
 			}
 		}
@@ -311,8 +354,22 @@ func (c *wire) write(lines []byte) error {
 	return nil
 }
 
+// writeUrgent writes urgent lines, and notes if the peer has now been asked for
+// a sign of life.
+func (c *wire) writeUrgent(lines []byte) error {
+	err := c.writeLine(lines)
+	if err == nil && bytes.Contains(lines, []byte("PING ")) {
+		c.probed.CompareAndSwap(0, int64(time.Since(c.born)))
+	}
+	return err
+}
+
 // writeLine writes to the end of a line, with a new deadline for each chunk.
 func (c *wire) writeLine(b []byte) error {
+	if len(b) > chunkBytes {
+		c.midWrite.Store(true)
+		defer c.midWrite.Store(false)
+	}
 	for len(b) > 0 {
 		c.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 		// end may have set its nearer deadline just before this one.

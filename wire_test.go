@@ -284,6 +284,72 @@ func TestWriterHoldsNothingBack(t *testing.T) {
 	})
 }
 
+// A writer that is asked again learns that everything was written; reports
+// wait for that.
+func TestWriterAsksAgainAfterEachBuffer(t *testing.T) {
+	for _, size := range []int{10, chunkBytes, 10 * chunkBytes} {
+		synctest.Test(t, func(t *testing.T) {
+			here, there := net.Pipe()
+			w := newWire(here)
+			asked := 0
+			done := make(chan error, 1)
+			go func() {
+				done <- w.writeLoop(func(dst []byte) []byte {
+					if asked++; asked == 1 {
+						dst = append(dst, strings.Repeat("x", size-1)+"\n"...)
+					}
+					return dst
+				})
+			}()
+			if _, err := io.ReadFull(there, make([]byte, size)); err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()
+			if asked != 2 {
+				t.Errorf("after a buffer of %d bytes was written the writer has asked %d times, want 2", size, asked)
+			}
+			w.end(endAtOnce, nil)
+			<-done
+		})
+	}
+}
+
+// A peer that pings on and on does not keep a wire open that has said
+// everything.
+func TestUrgentLinesDoNotHoldUpTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		conn := &talkativeConn{Conn: here}
+		w := startWire(conn)
+		conn.afterWrite = func() { w.sendUrgent(message{verb: verbPong, task: 1}) }
+		w.sendUrgent(message{verb: verbPong, task: 0})
+		w.end(endAfterAll, []byte("GOODBYE\n"))
+		p := newPeer(t, there)
+		for range 10 {
+			if p.next() == "GOODBYE" {
+				p.expectEnd()
+				<-w.done
+				return
+			}
+		}
+		t.Error("ten PONGs, and no GOODBYE")
+		there.Close()
+		<-w.done
+	})
+}
+
+// talkativeConn does something after each write.
+type talkativeConn struct {
+	net.Conn
+	afterWrite func()
+}
+
+func (c *talkativeConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.afterWrite()
+	return n, err
+}
+
 func TestUrgentLinesOvertakeButNeverInsideALine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		here, there := net.Pipe()
@@ -573,28 +639,39 @@ func overPipeAndTCP(t *testing.T, body func(t *testing.T, here, there net.Conn))
 			name = "wrapped tcp"
 		}
 		t.Run(name, func(t *testing.T) {
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ln.Close()
-			there, err := net.Dial("tcp", ln.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer there.Close()
-			here, err := ln.Accept()
+			here, there, err := tcpPair()
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer here.Close()
+			defer there.Close()
 			there.SetDeadline(time.Now().Add(20 * time.Second))
 			if bare {
-				here = bareConn{here}
+				body(t, bareConn{here}, there)
+			} else {
+				body(t, here, there)
 			}
-			body(t, here, there)
 		})
 	}
+}
+
+// tcpPair is a connection over loopback, seen from both ends.
+func tcpPair() (here, there *net.TCPConn, err error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer ln.Close()
+	dialed, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		return nil, nil, err
+	}
+	accepted, err := ln.Accept()
+	if err != nil {
+		dialed.Close()
+		return nil, nil, err
+	}
+	return dialed.(*net.TCPConn), accepted.(*net.TCPConn), nil
 }
 
 // On a pipe the peer cannot read before it has finished writing; on TCP a

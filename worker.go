@@ -77,6 +77,10 @@ var ErrWorkerClosed = errors.New("taskexec: worker closed")
 // coordinator is gone.
 var errSessionLost = errors.New("taskexec: session with the coordinator lost")
 
+// errLeaseOver is the cause that a handler's ctx ends with when the coordinator
+// has not answered for so long that it may have given the tasks to others.
+var errLeaseOver = errors.New("taskexec: the coordinator does not answer")
+
 // canceledError is the cause that a handler's ctx ends with when the
 // coordinator sent CANCEL.
 type canceledError struct{ cause string }
@@ -522,6 +526,8 @@ type workerSession struct {
 	ctx    context.Context // the handlers'; ends with the session
 	cancel context.CancelCauseFunc
 	slots  sync.WaitGroup
+	over   chan struct{} // closed when the connection is over
+	pulse  sync.WaitGroup
 	batch  []*job // the reader's: RUNs read and not yet accepted
 
 	mu       sync.Mutex // guards following
@@ -531,6 +537,8 @@ type workerSession struct {
 	inFlight map[int]*job
 	cost     int // of inFlight
 	state    sessionState
+	pings    map[int]time.Time // when those were sent that have not come back
+	lease    time.Time         // from when the coordinator's patience is counted
 
 	// guarded by Worker.mu
 	waiting jobs
@@ -557,7 +565,7 @@ const answerBytes = 1 << 20
 
 // serveConn is a whole session.
 func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
-	s := &workerSession{worker: w, wire: newWire(conn), inFlight: make(map[int]*job)}
+	s := &workerSession{worker: w, wire: newWire(conn), inFlight: make(map[int]*job), pings: make(map[int]time.Time), over: make(chan struct{})}
 	s.room.L = &s.mu
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	if !w.addSession(s) {
@@ -577,11 +585,13 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 	readErr := s.read()
 	stop()
 	finished := s.finish()
+	close(s.over)
 	s.cancel(errSessionLost)
 	s.lastWords(readErr)       // for up to a second, so handlers are told first
 	s.wire.end(endAtOnce, nil) // if nothing has ended it yet
 	writer.Wait()
 	conn.Close()
+	s.pulse.Wait()
 	s.slots.Wait()
 
 	// Why did it end? Our own state first, then what the peer said, and the
@@ -675,6 +685,9 @@ func (s *workerSession) greet() error {
 	if err != nil {
 		return err
 	}
+	if w.allStuck() {
+		return faultf(codeBusy, "all slots are held by handlers that ignore their timeout")
+	}
 	line, err := w.welcomeLine()
 	if err != nil {
 		return err
@@ -686,10 +699,68 @@ func (s *workerSession) greet() error {
 	s.mu.Lock()
 	if s.state == sessionNew {
 		s.state = sessionReady
+		s.lease = time.Now()
 		s.wire.sendFirst(line) // even a PONG comes after it
 	}
 	s.mu.Unlock()
+	if h.TimeoutMS > 0 {
+		s.pulse.Go(func() { s.keepLease(time.Duration(h.TimeoutMS) * time.Millisecond) })
+	}
 	return nil
+}
+
+// keepLease pings the coordinator, and cancels what runs when no answer has come
+// for 0.8 of what the coordinator takes for the worker's death. The lease counts
+// from when the answered PING was sent: at that time the coordinator cannot have
+// heard of it yet, so that it holds the worker for dead later than the worker
+// holds itself so. (Gray and Cheriton, "Leases", SOSP 1989.)
+func (s *workerSession) keepLease(timeout time.Duration) {
+	interval := timeout / 3
+	lease := timeout / 10 * 8
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
+	for n := 1; ; {
+		select {
+		case <-s.over:
+			return
+		case <-timer.C:
+		}
+		now := time.Now()
+		s.mu.Lock()
+		end := s.lease.Add(lease)
+		s.mu.Unlock()
+		switch {
+		case end.After(now):
+		case s.wire.midLine(timeout):
+			end = now.Add(interval) // neither PING nor PONG can overtake within a line
+		default:
+			s.cancel(errLeaseOver)
+			s.wire.endWithError(faultf(codeTimeout, "no answer to a PING for %v", lease))
+			return
+		}
+		s.mu.Lock()
+		s.pings[n] = now
+		s.mu.Unlock()
+		s.wire.ping(n)
+		n++
+		timer.Reset(min(interval, end.Sub(now)))
+	}
+}
+
+// echoed takes note of a PONG.
+func (s *workerSession) echoed(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sent, ok := s.pings[n]
+	if !ok {
+		return
+	}
+	s.lease = sent
+	for m := range s.pings {
+		if m <= n { // whatever came before has been answered, or never will be
+			delete(s.pings, m)
+		}
+	}
 }
 
 // welcomeLine is the worker's greeting.
@@ -731,7 +802,7 @@ func (s *workerSession) handle(m message) error {
 			return faultf(codeFlood, "too many PINGs whose PONGs are not read")
 		}
 	case verbPong:
-		// Nothing is measured yet.
+		s.echoed(m.task)
 	case verbShutdown:
 		s.worker.drain()
 	case verbError:
@@ -1023,9 +1094,9 @@ func (s *workerSession) call(j *job) (m message) {
 		return message{verb: verbDone, task: j.number, text: output}
 	}
 	kind := kindError
-	var final *finalError
+	final, after := wishOf(err)
 	switch {
-	case errors.As(err, &final):
+	case final:
 		kind = kindFinal
 	case s.ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(s.ctx))):
 		kind = kindCanceled
@@ -1036,7 +1107,7 @@ func (s *workerSession) call(j *job) (m message) {
 	if text == "" {
 		text = fmt.Sprintf("%T without a text", err)
 	}
-	return message{verb: verbFail, task: j.number, word: kind, text: text}
+	return message{verb: verbFail, task: j.number, word: kind, time: after, text: text}
 }
 
 // stuckGrace is what a handler has to return after its task's time is over,
@@ -1066,6 +1137,14 @@ func (s *workerSession) stuck(j *job) {
 		return
 	}
 	s.sayGoodbyeIfDrained()
+}
+
+// allStuck says whether no slot will take a task before a stuck handler
+// returns.
+func (w *Worker) allStuck() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.stuck) >= w.config.slots
 }
 
 // unstick forgets a stuck job whose handler has returned.

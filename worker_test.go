@@ -1610,9 +1610,10 @@ func TestShutdownThatRunsOutOfPatienceNamesWhatRuns(t *testing.T) {
 		if err := <-errs; err != nil {
 			t.Errorf("the last Shutdown returned %v", err)
 		}
-		// Over is over, whatever the ctx.
-		if err := wt.worker.Shutdown(ctx); err != nil {
-			t.Errorf("Shutdown after the drain, with a ctx that has ended: %v", err)
+		for range 20 { // over is over, whatever the ctx, and not by chance
+			if err := wt.worker.Shutdown(ctx); err != nil {
+				t.Errorf("Shutdown after the drain, with a ctx that has ended: %v", err)
+			}
 		}
 	})
 }
@@ -1849,6 +1850,26 @@ func TestPeerThatGoesOnPingingDoesNotHoldUpADrain(t *testing.T) {
 	})
 }
 
+// The same where the peer's next ping always comes before the writer looks.
+func TestUrgentLinesDoNotKeepAWireFromEnding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		c := newWire(server)
+		pongs := 0
+		c.sendUrgent(message{verb: verbPong, task: pongs})
+		c.end(endAfterAll, []byte("GOODBYE\n"))
+		go c.writeLoop(func(dst []byte) []byte {
+			if pongs++; pongs < 1000 {
+				c.sendUrgent(message{verb: verbPong, task: pongs})
+			}
+			return dst
+		})
+		if all, err := io.ReadAll(client); err != nil || pongs > 10 || !strings.HasSuffix(string(all), "GOODBYE\n") {
+			t.Errorf("%d PONGs, then %q and %v", pongs, cut(string(all), 100), err)
+		}
+	})
+}
+
 func TestDrainAfterCancelSaysGoodbye(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		wt := startWorker(t, newGate())
@@ -1909,6 +1930,26 @@ func TestServeReturnsItsContextsCauseAfterItsHandlers(t *testing.T) {
 		if !over.Load() {
 			t.Error("Serve returned before its handler")
 		}
+	})
+}
+
+func TestServeWaitsForHandlersThatIgnoreTheEndOfItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		wt := startWorker(t, deaf(g))
+		p := wt.session()
+		p.send("RUN 1 1 0 x")
+		g.expectStarted(t, "x")
+		p.conn.Close()
+		wt.stop(errors.New("stop"))
+		time.Sleep(time.Hour)
+		select {
+		case <-wt.served:
+			t.Errorf("Serve returned %v while a handler runs", wt.err)
+		default:
+		}
+		close(g.release)
+		<-wt.served
 	})
 }
 

@@ -1,0 +1,178 @@
+package taskexec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// A link keeps a run connected to one worker of a category: a session at a
+// time, and another when that is lost.
+type link struct {
+	queue *queue
+	addr  string // as given to WithWorkers
+
+	// guarded by queue.mu
+	session *session // the latest; nil before the first
+	redials int      // sessions after the first
+	sent    int      // tasks, each sending counted
+	counts  Counts   // of what was reported
+	lost    error    // why the latest session ended; nil if it goes on, or ended with a goodbye
+	err     error    // why there is no session after that; a *WorkerError
+}
+
+// open connects for the first time. A worker that cannot be reached, or is just
+// coming or going, is tried again for as long as WithWorkerWait says; whatever
+// else is wrong with it is an error at once. The error is a *WorkerError.
+func (l *link) open(ctx context.Context) error {
+	r := l.queue.run
+	patience, cancel := context.WithTimeout(ctx, r.config.workerWait)
+	defer cancel()
+	s, err := l.connect(ctx)
+	if err != nil && mayPass(err) {
+		if s = l.redial(patience, 1, true); s == nil {
+			l.queue.mu.Lock()
+			err = l.err
+			l.queue.mu.Unlock()
+			if patience.Err() != nil && ctx.Err() == nil && r.config.workerWait > 0 {
+				err = &WorkerError{Category: l.queue.category, Addr: l.addr,
+					Err: fmt.Errorf("not reached within %v: %w", r.config.workerWait, errors.Unwrap(err))}
+			}
+		} else {
+			err = nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	r.sessions.Go(func() error { l.keep(r.dialing, s); return nil })
+	return nil
+}
+
+// keep serves s, and the sessions that follow it for as long as the run wants
+// them.
+func (l *link) keep(ctx context.Context, s *session) {
+	failures := 0
+	for s != nil {
+		s.serve()
+		if !l.wanted(s) {
+			return
+		}
+		// A worker that greets and is lost again before it reports anything is
+		// not dialled any faster than one that does not greet.
+		if s.reported() {
+			failures = 0
+		}
+		failures++
+		s = l.redial(ctx, failures, false)
+	}
+}
+
+// wanted says whether another session should follow s.
+func (l *link) wanted(s *session) bool {
+	l.queue.mu.Lock()
+	defer l.queue.mu.Unlock()
+	return !l.queue.over && l.queue.halted == notHalted && !s.told
+}
+
+// redial connects again, once in each slot of the backoff and at a random time
+// in it, so that many coordinators do not come all at once. It returns nil when
+// ctx has ended, or, if strict, when the failure will not pass.
+func (l *link) redial(ctx context.Context, failures int, strict bool) *session {
+	for ; ; failures++ {
+		slot := defaultBackoff.slot(failures)
+		wait := l.queue.run.config.jitter(slot)
+		if !sleep(ctx, wait) {
+			return nil
+		}
+		s, err := l.connect(ctx)
+		if err == nil {
+			return s
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if strict && !mayPass(err) {
+			return nil
+		}
+		if !sleep(ctx, slot-wait) {
+			return nil
+		}
+	}
+}
+
+// mayPass says whether a failure to connect may be over soon: nobody is there,
+// or somebody who says that he is going or has no slot. One who greets wrong is
+// not what was meant, and will not change.
+func mayPass(err error) bool {
+	var said *ProtocolError
+	if !errors.As(err, &said) {
+		return true
+	}
+	return said.Remote && (said.Code == codeClosing || said.Code == codeBusy)
+}
+
+// connect opens a session and adds it to the queue. The error is a
+// *WorkerError.
+func (l *link) connect(ctx context.Context) (*session, error) {
+	s, err := newSession(ctx, l)
+	q := l.queue
+	q.mu.Lock()
+	defer q.unlock()
+	if err != nil {
+		if ctx.Err() == nil || l.err == nil {
+			l.err = err
+		}
+		return nil, err
+	}
+	if q.over || q.halted != notHalted {
+		s.ending = true
+		s.wire.end(endAtOnce, nil)
+		close(s.gone)
+		return nil, s.fail(errors.New("the run has ended"))
+	}
+	l.lost, l.err = nil, nil
+	if l.session != nil {
+		l.redials++
+		q.troubles.Redials++
+	}
+	l.session = s
+	q.run.events.sessionOpened(SessionOpenedInfo{Run: q.run.id, Category: q.category, Addr: l.addr, Worker: s.name, Slots: s.slots, Window: s.window})
+	q.join(s)
+	return s, nil
+}
+
+// beat pings the worker, and takes the session for lost when nothing is heard
+// from it for too long. Nothing that it calls waits for the connection.
+func (s *session) beat() {
+	interval, timeout := s.run.config.heartbeat, s.run.config.silence
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
+	next := time.Now().Add(interval)
+	for n := 1; ; {
+		select {
+		case <-s.gone:
+			return
+		case <-timer.C:
+		}
+		if s.wire.silent(timeout, interval) {
+			fault := faultf(codeTimeout, "nothing heard for %v", timeout)
+			s.leave(fault) // at once: what it may still say does not count
+			s.wire.endWithError(fault)
+			return
+		}
+		now := time.Now()
+		if !now.Before(next) {
+			s.wire.ping(n)
+			n++
+			next = now.Add(interval)
+		}
+		deadline := s.wire.born.Add(time.Duration(s.wire.heard.Load()) + timeout)
+		wake := next
+		if deadline.After(now) && deadline.Before(wake) {
+			wake = deadline
+		}
+		timer.Reset(wake.Sub(now))
+	}
+}

@@ -310,7 +310,10 @@ func TestAWaitingTaskGoesToAnotherWorkerWhenTheOneWokenForItLeaves(t *testing.T)
 					leave.play(p)
 					time.Sleep(time.Minute)
 				})
-				cl.worker("a:2", echo)
+				cl.worker("a:2", func(context.Context, Task) (string, error) {
+					time.Sleep(time.Millisecond) // so that its session is asleep when the next task comes up
+					return "", nil
+				})
 				// One task at a time, first to one worker, then to the other.
 				tasks := mustParse(t, "a1 a2 a3 a4")
 				report, err := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithOrder(ByInput)).Run(t.Context(), tasks)

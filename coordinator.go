@@ -257,13 +257,21 @@ func (r *run) runPlan(ctx context.Context) error {
 		for _, category := range stage.last {
 			delete(r.needed, category)
 		}
-		if !r.goesOn(failed) {
-			// The rest of the plan does not run, so no worker is needed any more.
-			clear(r.needed)
+		if r.goesOn(failed) {
 			r.dismiss(ctx)
-			break
+			if ctx.Err() != nil {
+				// The halt that follows may not have come through yet, and
+				// nothing may be sent after what has been seen here.
+				r.halt(haltCancel, causeOf(ctx))
+			}
+			if r.goesOn(nil) {
+				continue
+			}
 		}
+		// The rest of the plan does not run, so no worker is needed any more.
+		clear(r.needed)
 		r.dismiss(ctx)
+		break
 	}
 	return nil
 }
@@ -341,10 +349,15 @@ func (r *run) open(categories []string) error {
 		})
 	}
 	dials.Wait()
-	if err := r.haltedBy(); err != nil {
-		return err
-	}
-	if ctx.Err() != nil { // those that were only interrupted are no news
+	r.mu.Lock()
+	halted := r.halted != notHalted
+	r.mu.Unlock()
+	switch {
+	case halted:
+		return r.haltedBy()
+	case r.dialing.Err() != nil: // the halt that follows has not come through yet
+		return causeOf(r.dialing)
+	case ctx.Err() != nil: // those that were only interrupted are no news
 		failures = slices.DeleteFunc(failures, func(err error) bool { return errors.Is(err, context.Canceled) })
 	}
 	return errors.Join(failures...)
@@ -544,15 +557,14 @@ func shutdown(ctx context.Context, sessions []*session, timeout time.Duration) e
 	if told == nil {
 		// It has left before it was told; with a goodbye if it was shut down
 		// by somebody else.
-		var lost error
 		for _, s := range sessions {
-			goodbye, err := s.end()
-			if goodbye {
+			if goodbye, _ := s.end(); goodbye {
 				return nil
 			}
-			lost = err
 		}
-		return fmt.Errorf("not told to shut down: %w", lost)
+		s := sessions[0]
+		_, why := s.end()
+		return s.fail(fmt.Errorf("not told to shut down: %w", why))
 	}
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
@@ -563,8 +575,8 @@ func shutdown(ctx context.Context, sessions []*session, timeout time.Duration) e
 	case <-ctx.Done():
 		return told.fail(fmt.Errorf("no goodbye yet: %w", causeOf(ctx)))
 	}
-	if goodbye, err := told.end(); !goodbye {
-		return fmt.Errorf("no goodbye: %w", err)
+	if goodbye, why := told.end(); !goodbye {
+		return told.fail(fmt.Errorf("no goodbye: %w", why))
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -972,7 +973,13 @@ func TestAReportThatNobodyWaitsForEndsTheSession(t *testing.T) {
 					p.send(`WELCOME taskexec/1 {"slots":2,"worker":"liar"}`)
 					p.expect("RUN 0 1 …", "RUN 1 1 …")
 					p.send(tt.report...)
-					p.expect("ERROR " + tt.code + " …")
+					line := p.next()
+					for strings.HasPrefix(line, "RECALL ") { // the writer may have been on its way
+						line = p.next()
+					}
+					if !strings.HasPrefix(line, "ERROR "+tt.code+" ") {
+						t.Errorf("got line %q, want ERROR %s", line, tt.code)
+					}
 					p.expectEnd()
 				})
 				tasks := mustParse(t, "a0 a1")
@@ -988,4 +995,582 @@ func TestAReportThatNobodyWaitsForEndsTheSession(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestATaskIsSentToAnotherWorkerWhenItsSessionEnds(t *testing.T) {
+	ending := func(lines ...string) func(p *peer, held []string) {
+		return func(p *peer, _ []string) {
+			p.send(lines...)
+			io.Copy(io.Discard, p.in)
+		}
+	}
+	for _, tt := range []struct {
+		reason string
+		leave  func(p *peer, held []string)
+		losses int
+	}{
+		{"cut", func(p *peer, _ []string) { p.conn.Close() }, 1},
+		{"cut inside a line", func(p *peer, held []string) { io.WriteString(p.conn, "DONE "+held[0]+" 0"); p.conn.Close() }, 1},
+		{"its own ERROR", ending("ERROR closing bye"), 1},
+		{"a fault", ending("DONE 77 0"), 1},
+		{"a goodbye while tasks were on their way", ending("GOODBYE"), 0},
+		{"drained", func(p *peer, held []string) {
+			p.send("DRAIN", "RETURN "+held[1], "RETURN "+held[0], "RETURN "+held[2], "GOODBYE")
+			io.Copy(io.Discard, p.in)
+		}, 0},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				next := func(p *peer) string {
+					f := strings.Fields(p.next() + " ? ? ?")
+					return f[1]
+				}
+				var held []string // by the worker that leaves
+				cl.script("leaves:1", func(p *peer) {
+					p.expect("HELLO …")
+					p.send(`WELCOME taskexec/1 {"slots":3}`)
+					held = []string{next(p), next(p), next(p)}
+					p.send("DONE " + held[0] + " 0 early")
+					held = append(held[1:], next(p))
+					time.Sleep(time.Second)
+					tt.leave(p, held)
+				})
+				var sent []string // to the other, after its first
+				cl.script("stays:1", func(p *peer) {
+					p.welcome()
+					task := next(p)
+					time.Sleep(2 * time.Second)
+					p.send("DONE " + task + " 0 live")
+					for range 4 {
+						task := next(p)
+						sent = append(sent, task)
+						p.send("DONE " + task + " 0 live")
+					}
+					p.expectEnd()
+				})
+				tasks := tasksOf("a", 6)
+				report, err := cl.coordinator(WithWorkers("a", "leaves:1", "stays:1")).Run(t.Context(), tasks)
+				checkReport(t, tasks, report, err)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i, r := range report.Results {
+					attempts, losses := 1, 0
+					if slices.Contains(held, strconv.Itoa(i)) {
+						attempts, losses = 2, tt.losses
+					}
+					if r.Attempts != attempts || r.Losses != losses {
+						t.Errorf("task %d has %d attempts and %d losses, want %d and %d", i, r.Attempts, r.Losses, attempts, losses)
+					}
+					if r.Output == "live" && r.Worker != "stays:1" || attempts == 2 && r.Output != "live" {
+						t.Errorf("got %+v", r)
+					}
+				}
+				// What came back is in its place again before what waits.
+				if len(sent) != 4 || !slices.IsSorted(sent) {
+					t.Errorf("the one that stays was then sent %v, want 4 in order", sent)
+				}
+			})
+		})
+	}
+}
+
+func TestTheLastWorkerLostEndsTheRunAndNamesIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) {
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"worker":"wa","slots":2}`)
+			p.expect("RUN 0 1 0 a0", "RUN 1 1 0 a1")
+			p.send("DONE 0 0")
+			p.expect("RUN 2 1 0 a2")
+		})
+		cl.worker("b:1", echo)
+		tasks := mustParse(t, "a0 a1 a2 a3 a4 b1")
+		report, err := cl.coordinator(WithWorkers("a", "a:1"), WithWorkers("b", "b:1")).Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if got, want := outcomes(report), "Done Unknown Unknown Skipped Skipped Skipped"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+		want := `taskexec: 1 of 6 tasks Done: no worker for category "a"; start one of them again, or list more (a:1: worker wa of category a at a:1: it closed the connection)`
+		if !errors.Is(err, ErrNoWorker) || err.Error() != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+		if r := report.Results[1]; r.Losses != 1 || r.Attempts != 1 || r.Worker != "wa" {
+			t.Errorf("got %+v", r)
+		}
+		for _, r := range report.Results[1:] {
+			if !errors.Is(r.Err, ErrNoWorker) {
+				t.Errorf("task %d: %v is not ErrNoWorker", r.Index, r.Err)
+			}
+		}
+	})
+}
+
+func TestAWorkerLostBetweenStagesIsMissedWhenItsStageComes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("a:1", func(context.Context, Task) (string, error) { time.Sleep(time.Minute); return "", nil })
+		cl.script("b:1", func(p *peer) {
+			p.welcome()
+			time.Sleep(time.Second)
+		})
+		tasks := mustParse(t, "a1 b1")
+		report, err := cl.coordinator(WithWorkers("a", "a:1"), WithWorkers("b", "b:1")).Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if got := outcomes(report); got != "Done Skipped" || !errors.Is(err, ErrNoWorker) || !strings.Contains(err.Error(), "b:1") {
+			t.Errorf("got %s and %v", got, err)
+		}
+	})
+}
+
+// cancelAt cancels a run of one a and one b, on a worker with one slot, at some
+// moment.
+func TestCancelReachesHandlersAndSettlesEveryTask(t *testing.T) {
+	why := errors.New("the user\x1bwent home")
+	for _, tt := range []struct {
+		moment string
+		// setUp starts the workers; cancel is to be called at the moment.
+		setUp    func(cl *cluster, cancel func())
+		outcomes string
+		took     time.Duration
+		options  []CoordinatorOption
+	}{
+		{"before", func(cl *cluster, cancel func()) { cancel() }, "Skipped Skipped Skipped", 0, nil},
+		{"during dial", func(cl *cluster, cancel func()) {
+			cl.network.listen("w:1") // and never accept
+			time.AfterFunc(2*time.Second, cancel)
+		}, "Skipped Skipped Skipped", 2 * time.Second, nil},
+		{"during handshake", func(cl *cluster, cancel func()) {
+			cl.script("w:1", func(p *peer) {
+				p.expect("HELLO …")
+				cancel()
+				p.expectEnd()
+			})
+		}, "Skipped Skipped Skipped", 0, nil},
+		{"while tasks run", func(cl *cluster, cancel func()) {
+			time.AfterFunc(2*time.Second, cancel)
+			cl.worker("w:1", func(ctx context.Context, task Task) (string, error) {
+				<-ctx.Done()
+				cause := context.Cause(ctx)
+				if !strings.Contains(cause.Error(), `the user\x1bwent home`) || !errors.Is(cause, context.Canceled) {
+					cl.t.Errorf("the handler's cause is %q", cause)
+				}
+				return "", cause
+			})
+		}, "Canceled Skipped Skipped", 2 * time.Second, nil},
+		{"the handler says its context's error", func(cl *cluster, cancel func()) {
+			time.AfterFunc(2*time.Second, cancel)
+			cl.worker("w:1", until)
+		}, "Canceled Skipped Skipped", 2 * time.Second, nil},
+		{"the handler finishes nevertheless", func(cl *cluster, cancel func()) {
+			cl.worker("w:1", func(ctx context.Context, task Task) (string, error) {
+				cancel()
+				<-ctx.Done()
+				time.Sleep(3 * time.Second)
+				return "", nil
+			})
+		}, "Done Skipped Skipped", 3 * time.Second, nil},
+		{"the handler fails for a reason of its own", func(cl *cluster, cancel func()) {
+			cl.worker("w:1", func(ctx context.Context, task Task) (string, error) {
+				cancel()
+				<-ctx.Done()
+				return "", errors.New("disk full")
+			})
+		}, "Failed Skipped Skipped", 0, nil},
+		{"the worker never answers", func(cl *cluster, cancel func()) {
+			cl.script("w:1", func(p *peer) {
+				p.expect("HELLO …")
+				p.send(`WELCOME taskexec/1 {"window":2}`)
+				p.expect("RUN 0 1 0 a1", "RUN 1 1 0 a2")
+				cancel()
+				p.expect(`CANCEL the run's context ended: context canceled: the user` + "\x1b" + `went home`)
+				p.expect("ERROR timeout …")
+				p.expectEnd()
+			})
+		}, "Unknown Unknown Skipped", 10 * time.Second, nil},
+		{"the worker answers by vanishing", func(cl *cluster, cancel func()) {
+			cl.script("w:1", func(p *peer) {
+				p.expect("HELLO …")
+				p.send(`WELCOME taskexec/1 {"window":2}`)
+				p.expect("RUN 0 1 0 a1", "RUN 1 1 0 a2")
+				cancel()
+				p.expect("CANCEL …")
+			})
+		}, "Unknown Unknown Skipped", 0, nil},
+		{"the worker gives one back", func(cl *cluster, cancel func()) {
+			cl.script("w:1", func(p *peer) {
+				p.expect("HELLO …")
+				p.send(`WELCOME taskexec/1 {"window":2}`)
+				p.expect("RUN 0 1 0 a1", "RUN 1 1 0 a2")
+				cancel()
+				p.expect("CANCEL …")
+				p.send("RETURN 1", "FAIL 0 canceled 0")
+				p.expectEnd()
+			})
+		}, "Canceled Skipped Skipped", 0, nil},
+		{"during the wait for a goodbye", func(cl *cluster, cancel func()) {
+			cl.script("w:1", func(p *peer) {
+				p.welcome()
+				p.expect("RUN 0 1 0 a1")
+				p.send("DONE 0 0")
+				p.expect("RUN 1 1 0 a2")
+				p.send("DONE 1 0")
+				p.expect("SHUTDOWN")
+				time.Sleep(5 * time.Second)
+				cancel()
+				p.expectEnd()
+			})
+		}, "Done Done Skipped", 5 * time.Second, []CoordinatorOption{WithWorkerShutdown()}},
+	} {
+		t.Run(tt.moment, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				tt.setUp(cl, func() { cancel(why) })
+				cl.worker("z:1", func(context.Context, Task) (string, error) {
+					t.Error("a later stage was started")
+					return "", nil
+				})
+				tasks := mustParse(t, "a1 a2 z1")
+				c := cl.coordinator(append(tt.options, WithWorkers("a", "w:1"), WithWorkers("z", "z:1"))...)
+				report, err := c.Run(ctx, tasks)
+				checkReport(t, tasks, report, err)
+				if got := outcomes(report); got != tt.outcomes {
+					t.Errorf("got %s, want %s", got, tt.outcomes)
+				}
+				if report.Elapsed != tt.took {
+					t.Errorf("it took %v, want %v", report.Elapsed, tt.took)
+				}
+				if !errors.Is(err, context.Canceled) || !errors.Is(err, why) {
+					t.Errorf("%v is not ctx's error and its cause", err)
+				}
+			})
+		})
+	}
+}
+
+func TestADeadlineIsTheReasonTheRunNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("a:1", until)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		tasks := mustParse(t, "a1")
+		report, err := cl.coordinator(WithWorkers("a", "a:1")).Run(ctx, tasks)
+		checkReport(t, tasks, report, err)
+		if !errors.Is(err, context.DeadlineExceeded) || report.Elapsed != time.Minute {
+			t.Errorf("after %v: %v", report.Elapsed, err)
+		}
+	})
+}
+
+func TestACancelThatComesAfterTheLastTaskChangesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		cl.worker("a:1", func(context.Context, Task) (string, error) { cancel(); return "", nil })
+		tasks := mustParse(t, "a1")
+		report, err := cl.coordinator(WithWorkers("a", "a:1")).Run(ctx, tasks)
+		checkReport(t, tasks, report, err)
+		if got := outcomes(report); got != "Done" || err != nil {
+			t.Errorf("got %s and %v", got, err)
+		}
+	})
+}
+
+func TestShutdownOfACoordinatorFinishesWhatRunsAndSkipsTheRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("w:1", func(_ context.Context, task Task) (string, error) {
+			cl.log("%s", task.Instruction)
+			time.Sleep(10 * time.Second)
+			return "", nil
+		}, WithSlots(2))
+		c := cl.coordinator(WithWorkers("a", "w:1"), WithWorkers("b", "w:1"))
+		tasks := append(tasksOf("a", 20), mustParse(t, "b1")...)
+		var report *Report
+		var err error
+		var running sync.WaitGroup
+		running.Go(func() { report, err = c.Run(t.Context(), tasks) })
+		time.Sleep(time.Second)
+
+		patience, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		start := time.Now()
+		if err := c.Shutdown(patience); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 3*time.Second {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+		if err := c.Shutdown(t.Context()); err != nil || time.Since(start) != 9*time.Second {
+			t.Errorf("again, after %v: %v", time.Since(start), err)
+		}
+		if err := c.Shutdown(patience); err != nil {
+			t.Errorf("once more, with a ctx that is over: %v", err)
+		}
+		running.Wait()
+		checkReport(t, tasks, report, err)
+		if !errors.Is(err, ErrCoordinatorClosed) || report.Counts != (Counts{Done: 2, Skipped: 19}) {
+			t.Errorf("got %+v and %v", report.Counts, err)
+		}
+		executed := cl.traced()
+		slices.Sort(executed) // there are two slots
+		if diff := cmp.Diff([]string{"a0", "a1"}, executed); diff != "" {
+			t.Errorf("executed (-want +got):\n%s", diff)
+		}
+		later, err := c.Run(t.Context(), tasks)
+		checkReport(t, tasks, later, err)
+		if !errors.Is(err, ErrCoordinatorClosed) || later.Counts.Skipped != 21 {
+			t.Errorf("got %+v and %v", later.Counts, err)
+		}
+	})
+}
+
+func TestShutdownEndsTheOpeningOfSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) { p.expect("HELLO …"); p.expectEnd() })
+		cl.worker("a:2", echo)
+		c := cl.coordinator(WithWorkers("a", "a:1", "a:2"))
+		var running sync.WaitGroup
+		running.Go(func() {
+			tasks := mustParse(t, "a1")
+			report, err := c.Run(t.Context(), tasks)
+			checkReport(t, tasks, report, err)
+			if !errors.Is(err, ErrCoordinatorClosed) || report.Elapsed != time.Second {
+				t.Errorf("after %v: %v", report.Elapsed, err)
+			}
+		})
+		time.Sleep(time.Second)
+		if err := c.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		running.Wait()
+	})
+}
+
+func TestShutdownThenCancelStopsWhatRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("a:1", until)
+		ctx, cancel := context.WithCancel(t.Context())
+		c := cl.coordinator(WithWorkers("a", "a:1"))
+		var running sync.WaitGroup
+		running.Go(func() {
+			tasks := mustParse(t, "a1 a2")
+			report, err := c.Run(ctx, tasks)
+			checkReport(t, tasks, report, err)
+			if got := outcomes(report); got != "Canceled Skipped" || !errors.Is(err, ErrCoordinatorClosed) || !errors.Is(err, context.Canceled) {
+				t.Errorf("got %s and %v", got, err)
+			}
+		})
+		time.Sleep(time.Second)
+		var closing sync.WaitGroup
+		closing.Go(func() {
+			if err := c.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(time.Second)
+		cancel()
+		closing.Wait()
+		running.Wait()
+	})
+}
+
+func TestRunsOfOneCoordinatorShareWorkers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		handler := func(ctx context.Context, task Task) (string, error) {
+			time.Sleep(time.Second)
+			info, _ := TaskInfoFrom(ctx)
+			return info.Key() + " " + task.Instruction, nil
+		}
+		cl.worker("w:1", handler, WithSlots(2))
+		cl.worker("w:2", handler)
+		c := cl.coordinator(WithWorkers("a", "w:1", "w:2"), WithWorkers("b", "w:1"))
+		var running sync.WaitGroup
+		for i := range 5 {
+			running.Go(func() {
+				tasks := append(tasksOf("b", i), tasksOf("a", 20)...)
+				report, err := c.Run(t.Context(), tasks)
+				checkReport(t, tasks, report, err)
+				if err != nil {
+					t.Error(err)
+				}
+				for j, r := range report.Results {
+					if want := fmt.Sprintf("%s/%d %s", report.Run, j, tasks[j].Instruction); r.Output != want {
+						t.Errorf("got %q, want %q", r.Output, want)
+					}
+				}
+			})
+		}
+		running.Wait()
+	})
+}
+
+func TestAMissingGoodbyeIsInTheErrorThoughAllIsDone(t *testing.T) {
+	for _, tt := range []struct {
+		reason string
+		play   func(p *peer) // on SHUTDOWN
+		want   string
+		took   time.Duration
+	}{
+		{"none", func(p *peer) { p.expectEnd() }, "no goodbye within 30s", 30 * time.Second},
+		{"late", func(p *peer) { time.Sleep(29 * time.Second); p.send("GOODBYE see you") }, "", 29 * time.Second},
+		{"refused", func(p *peer) { p.send("ERROR refused not by you"); p.conn.Close() }, "peer reports (refused): not by you", 0},
+		{"it closes instead", func(p *peer) {}, "it closed the connection", 0},
+		{"a fault instead", func(p *peer) { p.send("WAIT"); io.Copy(io.Discard, p.in) }, "unknown verb", 0},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				cl.script("a:1", func(p *peer) {
+					p.expect("HELLO …")
+					p.send(`WELCOME taskexec/1 {"worker":"wa"}`)
+					p.expect("RUN 0 1 0 a1")
+					p.send("DONE 0 0")
+					p.expect("SHUTDOWN")
+					tt.play(p)
+				})
+				cl.worker("b:1", func(context.Context, Task) (string, error) { cl.log("b"); return "", nil })
+				tasks := mustParse(t, "a1 b1")
+				c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkers("b", "b:1"), WithWorkerShutdown())
+				report, err := c.Run(t.Context(), tasks)
+				checkReport(t, tasks, report, err)
+				if got := outcomes(report); got != "Done Done" || report.Elapsed != tt.took {
+					t.Errorf("got %s after %v, want %v", got, report.Elapsed, tt.took)
+				}
+				if tt.want == "" {
+					if err != nil {
+						t.Error(err)
+					}
+					return
+				}
+				var we *WorkerError
+				if !errors.As(err, &we) || we.Worker != "wa" || we.Addr != "a:1" {
+					t.Errorf("got %v, want a *WorkerError", err)
+				}
+				text := err.Error()
+				if !strings.Contains(text, tt.want) || !strings.HasPrefix(text, "taskexec: 2 of 2 tasks Done: ") || strings.Count(text, "taskexec: ") != 1 {
+					t.Errorf("got %s\nwant %s", text, tt.want)
+				}
+			})
+		})
+	}
+}
+
+func TestAWorkerIsToldToShutDownOnceAndAfterItsLastTask(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		// One worker at two addresses, for three categories of which one is
+		// the last of all.
+		handler := HandlerFunc(func(_ context.Context, task Task) (string, error) {
+			cl.log("%s", task.Instruction)
+			return "", nil
+		})
+		shared := NewWorker(handler, WithName("shared"))
+		for _, addr := range []string{"w:1", "w:2"} {
+			ln := cl.network.listen(addr)
+			cl.serving.Go(func() { shared.Serve(context.Background(), ln) })
+		}
+		cl.worker("b:1", handler)
+		var goodbyes []string
+		c := cl.coordinator(WithWorkers("a", "w:1", "w:2"), WithWorkers("b", "b:1", "w:1"), WithWorkers("c", "w:2"), WithWorkerShutdown(),
+			WithObserver(Observer{Goodbye: func(i GoodbyeInfo) { goodbyes = append(goodbyes, i.Worker+": "+i.Text) }}))
+		tasks := mustParse(t, "a1 b1 b2 c1")
+		report, err := c.Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if diff := cmp.Diff([]string{"b:1: Goodbye from b:1", "shared: Goodbye from shared"}, goodbyes); diff != "" || err != nil {
+			t.Errorf("%v; goodbyes (-want +got):\n%s", err, diff)
+		}
+		trace := cl.traced()
+		if c1, goodbye := slices.Index(trace, "c1"), slices.Index(trace, "Goodbye from shared"); c1 < 0 || goodbye < c1 {
+			t.Errorf("the shared worker's goodbye comes before c1: %v", trace)
+		}
+	})
+}
+
+func TestWorkersWithoutInstanceAreKnownByTheirSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		for _, category := range []string{"a", "b"} {
+			cl.script(category+":1", func(p *peer) {
+				p.welcome()
+				p.next()
+				p.send("DONE " + map[string]string{"a": "0", "b": "1"}[category] + " 0")
+				p.expect("SHUTDOWN")
+				cl.log("%s is told", category)
+				p.send("GOODBYE")
+			})
+		}
+		tasks := mustParse(t, "a1 b1")
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkers("b", "b:1"), WithWorkerShutdown())
+		report, err := c.Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if diff := cmp.Diff([]string{"a is told", "b is told"}, cl.traced()); diff != "" || err != nil {
+			t.Errorf("%v; (-want +got):\n%s", err, diff)
+		}
+	})
+}
+
+func TestWorkersAreToldToShutDownAfterAFailedStageButNotAfterACancel(t *testing.T) {
+	for _, canceled := range []bool{false, true} {
+		t.Run(fmt.Sprintf("canceled=%v", canceled), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				cl.script("a:1", func(p *peer) {
+					p.welcome()
+					p.next()
+					if canceled {
+						cancel()
+						p.expect("CANCEL …")
+						p.send("FAIL 0 canceled 0 ok")
+						p.expectEnd()
+						return
+					}
+					p.send("FAIL 0 error 0 boom")
+					p.expect("SHUTDOWN")
+					p.send("GOODBYE")
+				})
+				cl.script("b:1", func(p *peer) {
+					p.welcome()
+					if canceled {
+						p.expectEnd()
+						return
+					}
+					p.expect("SHUTDOWN")
+					p.send("GOODBYE")
+				})
+				tasks := mustParse(t, "a1 b1")
+				c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkers("b", "b:1"), WithWorkerShutdown())
+				report, err := c.Run(ctx, tasks)
+				checkReport(t, tasks, report, err)
+			})
+		})
+	}
+}
+
+func TestARunLeavesNoTimerBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		cl.worker("a:1", func(ctx context.Context, task Task) (string, error) {
+			cancel()
+			return until(ctx, task)
+		})
+		c := cl.coordinator(WithWorkers("a", "a:1"))
+		r := newRun(&c.config)
+		r.plan(mustParse(t, "a1"))
+		if err := r.execute(ctx, r.runPlan); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		if r.grace == nil || r.grace.Stop() {
+			t.Error("the timer of the cancel's grace still runs, or never did")
+		}
+	})
 }

@@ -416,12 +416,14 @@ func (s *session) tellShutdown() bool {
 	return true
 }
 
-// end says how the session ended: whether GOODBYE came, and what went wrong.
-func (s *session) end() (goodbye bool, err error) {
+// end says how the session ended: whether GOODBYE came, and what went wrong,
+// without the name of the worker.
+func (s *session) end() (goodbye bool, why error) {
 	s.queue.mu.Lock()
 	defer s.queue.mu.Unlock()
-	if s.err == nil && !s.goodbye {
-		return false, s.fail(errors.New("its session is over"))
+	why = errSessionOver
+	if named := (*WorkerError)(nil); errors.As(s.err, &named) {
+		why = named.Err
 	}
-	return s.goodbye, s.err
+	return s.goodbye, why
 }

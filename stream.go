@@ -57,30 +57,42 @@ func (c *Coordinator) Stream(ctx context.Context, seq iter.Seq[Task]) iter.Seq2[
 			err = r.stream(ctx, seq)
 			returned = true
 		})
-		// However the loop is left, by a panic of its body too.
-		left := true
+		leave := func() {
+			r.halt(haltCancel, errLeft)
+			r.delivery.leave()
+			engine.Wait()
+			r.end() // a run that never began had nothing to make the halt void
+		}
+		raise := func() {
+			switch {
+			case returned:
+			case panicked != nil:
+				panic(panicked)
+			default:
+				runtime.Goexit()
+			}
+		}
+		left := true // by a panic of the loop's body, or its Goexit
 		defer func() {
 			if left {
-				r.halt(haltCancel, errLeft)
-				r.delivery.leave()
-				engine.Wait()
+				leave()
 			}
 		}()
 		var counts Counts
 		for res := r.delivery.next(); res != nil; res = r.delivery.next() {
 			counts.add(res.Outcome)
-			if !yield(*res, nil) {
+			result := *res
+			res.Output = "" // a plan keeps its results to the end, and outputs may be large
+			if !yield(result, nil) {
+				left = false
+				leave()
+				raise()
 				return
 			}
 		}
 		left = false
 		engine.Wait()
-		if !returned {
-			if panicked == nil {
-				runtime.Goexit()
-			}
-			panic(panicked)
-		}
+		raise()
 		if err := r.verdict(counts, err, nil); err != nil {
 			yield(Result{}, err)
 		}
@@ -94,10 +106,10 @@ func (r *run) stream(ctx context.Context, seq iter.Seq[Task]) error {
 	}
 	var tasks []Task
 	for task := range seq {
+		tasks = append(tasks, task)
 		if ctx.Err() != nil || r.haltedBy() != nil {
 			break
 		}
-		tasks = append(tasks, task)
 	}
 	r.plan(tasks)
 	err := r.execute(ctx, r.runPlan)

@@ -17,8 +17,8 @@ import (
 
 var allOrders = []Order{ByCategory, ByInput, Concurrent}
 
-// endless is a sequence of tasks of category a that ends only when it is left.
-func endless(yield func(Task) bool) {
+// withoutEnd is a sequence of tasks of category a that ends only when it is left.
+func withoutEnd(yield func(Task) bool) {
 	for i := 0; yield(Task{Instruction: fmt.Sprintf("a%d", i)}); i++ {
 	}
 }
@@ -33,7 +33,7 @@ func TestLeavingAStreamWhoseSequenceWaitsForRoomEndsBoth(t *testing.T) {
 	for _, order := range []Order{ByInput, Concurrent} {
 		synctest.Test(t, func(t *testing.T) {
 			c := newTestCoordinator(t, append(serveMem(t, echoHandler, "a", WithSlots(2)), WithOrder(order), WithStreamBuffer(1))...)
-			for _, err := range c.Stream(t.Context(), endless) {
+			for _, err := range c.Stream(t.Context(), withoutEnd) {
 				if err != nil {
 					t.Error(err)
 				}
@@ -357,7 +357,7 @@ func TestAPanicOfASequenceThatIsLeftIsRaisedInTheCaller(t *testing.T) {
 				}
 			}()
 			for range c.Stream(t.Context(), func(yield func(Task) bool) {
-				endless(yield)
+				withoutEnd(yield)
 				panic("while cleaning up")
 			}) {
 				break
@@ -376,7 +376,7 @@ func TestAPanicOfTheLoopOfAStreamComesBeforeThatOfItsSequence(t *testing.T) {
 			}
 		}()
 		for range c.Stream(t.Context(), func(yield func(Task) bool) {
-			endless(yield)
+			withoutEnd(yield)
 			panic("while cleaning up")
 		}) {
 			panic("from the loop")

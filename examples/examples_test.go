@@ -252,6 +252,8 @@ func TestWrongUsageExits2(t *testing.T) {
 		{"coordinator", []string{"input.txt"}, "left-over argument, and likely a forgotten -input"},
 		{"coordinator", []string{"-nonsense"}, "unknown flag"},
 		{"coordinator", []string{"-order", "random"}, "no such order"},
+		{"coordinator", []string{"-on-failure", "panic"}, "no such policy"},
+		{"coordinator", []string{"-timeout", "-1s"}, "time does not run backwards"},
 		{"coordinator", []string{"-workers", "z"}, "a category without addresses"},
 		{"coordinator", []string{"-workers", "=localhost:1"}, "addresses without a category"},
 		{"coordinator", []string{"-a", "localhost:1,"}, "an empty address"},
@@ -358,15 +360,132 @@ func TestSignalDrainsCoordinator(t *testing.T) {
 	}
 }
 
-func TestSecondSignalEndsCoordinatorAtOnce(t *testing.T) {
+func TestSecondSignalCancelsWhatTheCoordinatorRuns(t *testing.T) {
 	skipWithoutSignals(t)
 	w := startWorker(t, build(t, "worker"), "-v", "-delay", "1h")
-	p := start(t, build(t, "coordinator"), strings.NewReader("a1"), "-input", "-", "-a", w.addr)
+	p := start(t, build(t, "coordinator"), strings.NewReader("a1 a2"), "-input", "-", "-a", w.addr, "-json")
 	w.stderr.await(t, `executing "a1"`)
 	p.signal(t, syscall.SIGTERM)
 	p.stderr.await(t, "finishing what runs")
+	p.signal(t, os.Interrupt)
+	got := map[string]string{}
+	for _, r := range parseResults(t, p.finish(t, 1)) {
+		got[r.Instruction] = r.Outcome
+	}
+	if diff := cmp.Diff(map[string]string{"a1": "Canceled", "a2": "Skipped"}, got); diff != "" {
+		t.Errorf("outcomes (-want +got):\n%s", diff)
+	}
+}
+
+func TestThirdSignalEndsCoordinatorAtOnce(t *testing.T) {
+	skipWithoutSignals(t)
+	started, release := make(chan struct{}), make(chan struct{})
+	addr := serve(t, "a", func(context.Context, taskexec.Task) (string, error) {
+		close(started)
+		<-release // whatever becomes of ctx
+		return "", nil
+	})
+	defer close(release)
+	p := start(t, build(t, "coordinator"), strings.NewReader("a1"), "-input", "-", "-a", addr, "-json")
+	<-started
 	p.signal(t, syscall.SIGTERM)
-	p.finish(t, 1)
+	p.stderr.await(t, "finishing what runs")
+	p.signal(t, syscall.SIGTERM)
+	p.stderr.await(t, "canceling what runs")
+	p.signal(t, syscall.SIGTERM)
+	if out := p.finish(t, -1); out != "" { // -1: a signal ended it
+		t.Errorf("stdout is %q", out)
+	}
+}
+
+func TestOrderConcurrentRunsCategoriesAtOnce(t *testing.T) {
+	var both sync.WaitGroup
+	both.Add(2)
+	meet := func(context.Context, taskexec.Task) (string, error) {
+		both.Done()
+		both.Wait() // until the other runs too
+		return "met", nil
+	}
+	a, b := serve(t, "a", meet), serve(t, "c", meet)
+	p := start(t, build(t, "coordinator"), strings.NewReader("b1 a1"), "-input", "-", "-a", a, "-b", b, "-order", "concurrent", "-json")
+	if diff := cmp.Diff([]result{
+		{Index: 0, Category: "b", Instruction: "b1", Outcome: "Done", Output: "met", Worker: "c", Attempts: 1},
+		{Index: 1, Category: "a", Instruction: "a1", Outcome: "Done", Output: "met", Worker: "a", Attempts: 1},
+	}, parseResults(t, p.finish(t, 0))); diff != "" {
+		t.Errorf("results (-want +got):\n%s", diff)
+	}
+}
+
+func TestOnFailureSaysWhatBecomesOfTheRest(t *testing.T) {
+	addr := serve(t, "a", func(ctx context.Context, task taskexec.Task) (string, error) {
+		if task.Instruction == "a1" {
+			return "", errors.New("no such file")
+		}
+		return "", nil
+	})
+	for _, test := range []struct {
+		policy string
+		order  string
+		want   string
+		reason string
+	}{
+		{"finish", "category", "a1 Failed a2 Done b1 Skipped", "the stage is that of category a"},
+		{"finish", "input", "a1 Failed b1 Skipped a2 Skipped", "each task is a stage"},
+		{"soon", "input", "a1 Failed b1 Skipped a2 Skipped", "nothing is started after it"},
+		{"keep", "category", "a1 Failed a2 Done b1 Done", "all are tried"},
+	} {
+		p := start(t, build(t, "coordinator"), strings.NewReader("a1 b1 a2"), "-input", "-", "-a", addr, "-b", addr,
+			"-keep-workers", "-json", "-on-failure", test.policy, "-order", test.order)
+		var got []string
+		for _, r := range parseResults(t, p.finish(t, 1)) {
+			got = append(got, r.Instruction, r.Outcome)
+		}
+		if diff := cmp.Diff(test.want, strings.Join(got, " ")); diff != "" {
+			t.Errorf("-on-failure %s -order %s (%s) (-want +got):\n%s", test.policy, test.order, test.reason, diff)
+		}
+	}
+}
+
+func TestTimeoutEndsATask(t *testing.T) {
+	w := startWorker(t, build(t, "worker"), "-delay", "1h")
+	p := start(t, build(t, "coordinator"), strings.NewReader("a1"), "-input", "-", "-a", w.addr, "-timeout", "20ms", "-json")
+	got := parseResults(t, p.finish(t, 1))
+	if len(got) != 1 || got[0].Outcome != "Failed" || !strings.Contains(got[0].Error, "timeout") {
+		t.Errorf("got %+v, want one result, Failed by its timeout", got)
+	}
+}
+
+// An error that stands in each of a hundred thousand results must be short.
+func TestErrorsOfResultsAreOneLine(t *testing.T) {
+	dir := t.TempDir()
+	one, two := "unix:"+filepath.Join(dir, "one"), "unix:"+filepath.Join(dir, "two")
+	p := start(t, build(t, "coordinator"), strings.NewReader("a1 a2 b1"), "-input", "-", "-a", one+","+two, "-b", two, "-json")
+	results := parseResults(t, p.finish(t, 1))
+	for _, r := range results {
+		if strings.Contains(r.Error, "\n") || !strings.Contains(r.Error, one) || !strings.HasSuffix(r.Error, "(and 2 more)") {
+			t.Errorf("error of %s: %q", r.Instruction, r.Error)
+		}
+	}
+	if n := strings.Count(p.stderr.String(), two); n < 2 || len(results) != 3 {
+		t.Errorf("%d results; stderr does not name every worker in full:\n%s", len(results), &p.stderr)
+	}
+}
+
+func TestWorkerListensOnlyIfItCanServe(t *testing.T) {
+	types := strings.Repeat("a,", 200) + "a" // each fine, together too long for a name
+	p := start(t, build(t, "worker"), nil, "-port", "0", "-type", types)
+	if out := p.finish(t, 1); out != "" {
+		t.Errorf("stdout is %q, want nothing", out)
+	}
+}
+
+func TestNoProgressIsShownWithoutATerminal(t *testing.T) {
+	w := startWorker(t, build(t, "worker"), "-delay", "500ms")
+	p := start(t, build(t, "coordinator"), strings.NewReader("a1"), "-input", "-", "-a", w.addr, "-json")
+	p.finish(t, 0)
+	if text := p.stderr.String(); text != "" {
+		t.Errorf("stderr is %q", text)
+	}
 }
 
 // TestReadmeProgramRuns takes the first Go program of README.md as it stands

@@ -4,10 +4,11 @@
 //	coordinator -input FILE -a localhost:8001 -b localhost:8002 -c localhost:8003
 //
 // It says on stdout what it does, or with -json what became of each task, one
-// object a line; logs go to stderr. SIGINT or SIGTERM lets running tasks
-// finish and skips the rest, a second one ends it at once. It exits 0 if all
-// tasks are done, 1 if one is not or the run could not go on, 2 on wrong
-// usage.
+// object a line; logs go to stderr, and if that is a terminal, so does a line
+// that shows how far the run has come. SIGINT or SIGTERM lets running tasks
+// finish and skips the rest, a second one cancels what runs, and a third ends
+// the coordinator at once. It exits 0 if all tasks are done, 1 if one is not or
+// the run could not go on, 2 on wrong usage.
 package main
 
 import (
@@ -54,27 +55,33 @@ func main() {
 		category, addrs, _ := strings.Cut(s, "=")
 		return setWorkers(category, addrs)
 	})
-	var order taskexec.Order
-	flag.Func("order", "`category` (one category after another) or input (one task after another) (default category)", func(s string) error {
-		switch s {
-		case "category":
-			order = taskexec.ByCategory
-		case "input":
-			order = taskexec.ByInput
-		default:
-			return errors.New("want category or input")
-		}
-		return nil
-	})
+	order := choice("order", "`category` (one category after another), input (one task after another) or concurrent (all at once)",
+		map[string]taskexec.Order{"category": taskexec.ByCategory, "input": taskexec.ByInput, "concurrent": taskexec.Concurrent})
+	onFailure := choice("on-failure", "what to do when a task is not done: `finish` (its stage, skip later ones), soon (start nothing more) or keep (try every task)",
+		map[string]taskexec.OnFailure{"finish": taskexec.FinishStage, "soon": taskexec.StopSoon, "keep": taskexec.KeepGoing})
+	timeout := flag.Duration("timeout", 0, "how `long` a task may execute; 0 is without end")
 	input := flag.String("input", "", "the `file` to read instructions from; - is stdin (default the sample "+sample+")")
 	keep := flag.Bool("keep-workers", false, "leave the workers running")
-	asJSON := flag.Bool("json", false, "print one JSON object a result, in the order of the plan")
+	asJSON := flag.Bool("json", false, "print one JSON object a result, in the order of the plan; with -order concurrent, in that of the input")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		usage("unexpected argument %q", flag.Arg(0))
 	}
+	if *timeout < 0 {
+		usage("-timeout %v: want 0 or more", *timeout)
+	}
 
-	opts := []taskexec.CoordinatorOption{taskexec.WithOrder(order)}
+	var stdout io.Writer = os.Stdout
+	var status *statusLine // nil unless there is a terminal to show it on
+	if isTerminal(os.Stderr) {
+		status = &statusLine{terminal: os.Stderr}
+		stdout = status.writer(stdout)
+		log.SetOutput(status.writer(os.Stderr))
+	}
+
+	opts := []taskexec.CoordinatorOption{
+		taskexec.WithOrder(*order), taskexec.WithOnFailure(*onFailure), taskexec.WithTaskTimeout(*timeout),
+	}
 	for _, category := range slices.Sorted(maps.Keys(workers)) {
 		opts = append(opts, taskexec.WithWorkers(category, workers[category]...))
 	}
@@ -82,7 +89,7 @@ func main() {
 		opts = append(opts, taskexec.WithWorkerShutdown())
 	}
 	if !*asJSON {
-		opts = append(opts, taskexec.WithObserver(narrate(os.Stdout)))
+		opts = append(opts, taskexec.WithObserver(narrate(stdout)))
 	}
 	coordinator, err := taskexec.NewCoordinator(opts...)
 	if err != nil {
@@ -94,11 +101,16 @@ func main() {
 		fail(err)
 	}
 	if !*asJSON {
-		fmt.Println("[Coordinator] Starting task distribution")
+		fmt.Fprintln(stdout, "[Coordinator] Starting task distribution")
+	}
+	stop := func() {}
+	if status != nil {
+		stop = status.follow(coordinator, len(tasks))
 	}
 	report, err := run(coordinator, tasks)
+	stop()
 	if *asJSON {
-		if err := writeJSON(os.Stdout, report.Results, order); err != nil {
+		if err := writeJSON(stdout, report.Results, *order); err != nil {
 			fail(err)
 		}
 	}
@@ -127,18 +139,21 @@ func read(name string) ([]taskexec.Task, error) {
 	return tasks, scanner.Err()
 }
 
-// run is the coordinator's Run, which a signal ends early. Signals are caught
-// only now: while instructions are read, there is nothing to drain.
+// run is the coordinator's Run, which signals end early. They are caught only
+// now: while instructions are read, there is nothing to drain.
 func run(coordinator *taskexec.Coordinator, tasks []taskexec.Task) (*taskexec.Report, error) {
+	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
-		log.Printf("%v: finishing what runs; once more to end at once", <-signals)
+		log.Printf("%v: finishing what runs; once more to cancel it", <-signals)
 		go coordinator.Shutdown(context.Background()) // Run returns when it is through
-		<-signals
-		log.Fatal("ended before its tasks were")
+		second := <-signals
+		signal.Stop(signals) // a third one has its usual effect
+		log.Printf("%v: canceling what runs; once more to end at once", second)
+		cancel(fmt.Errorf("%v", second))
 	}()
-	return coordinator.Run(context.Background(), tasks)
+	return coordinator.Run(ctx, tasks)
 }
 
 // fail logs an error, which may join several, and exits.
@@ -147,6 +162,21 @@ func fail(err error) {
 		log.Print(printable(strings.TrimSuffix(line, "\n")))
 	}
 	os.Exit(1)
+}
+
+// choice is a flag with a value for each of some words. Its default is the zero
+// value.
+func choice[T any](name, help string, values map[string]T) *T {
+	chosen := new(T)
+	flag.Func(name, help, func(word string) error {
+		value, ok := values[word]
+		if !ok {
+			return fmt.Errorf("want one of %s", strings.Join(slices.Sorted(maps.Keys(values)), ", "))
+		}
+		*chosen = value
+		return nil
+	})
+	return chosen
 }
 
 func usage(format string, args ...any) {

@@ -130,7 +130,8 @@ func printable(text string) string {
 	return text
 }
 
-// writeJSON writes each result as a line of JSON, in the order of the plan.
+// writeJSON writes each result as a line of JSON, in the order of the plan;
+// that of Concurrent has none, so there it is the order of the input.
 // Text that is not valid UTF-8 cannot stand in JSON: each wrong byte becomes
 // U+FFFD.
 func writeJSON(w io.Writer, results []taskexec.Result, order taskexec.Order) error {
@@ -154,13 +155,24 @@ func writeJSON(w io.Writer, results []taskexec.Result, order taskexec.Order) err
 			Attempts    int    `json:"attempts"`
 		}{r.Index, r.Task.Category, r.Task.Instruction, r.Outcome.String(), r.Output, "", r.Worker, r.Attempts}
 		if r.Err != nil {
-			line.Error = reason(r)
+			line.Error = brief(reason(r))
 		}
 		if err := encoder.Encode(line); err != nil {
 			return err
 		}
 	}
 	return buffered.Flush()
+}
+
+// brief returns the first line of a text. The error of a run that could not go
+// on has a line for each worker at fault, and stands in each result that is
+// skipped because of it; stderr has it in full.
+func brief(text string) string {
+	first, rest, more := strings.Cut(text, "\n")
+	if !more {
+		return first
+	}
+	return fmt.Sprintf("%s (and %d more)", first, 1+strings.Count(rest, "\n"))
 }
 
 func byIndex(x, y taskexec.Result) int { return cmp.Compare(x.Index, y.Index) }

@@ -12,7 +12,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -39,24 +38,6 @@ type (
 		Bytes  int64  `json:"bytes"`
 	}
 )
-
-// typed returns a handler that decodes a task's instruction into an In, and
-// encodes the Out it is given as the task's output. An instruction that is
-// not an In fails its task.
-func typed[In, Out any](handle func(ctx context.Context, in In) (Out, error)) taskexec.Handler {
-	return taskexec.HandlerFunc(func(ctx context.Context, task taskexec.Task) (string, error) {
-		var in In
-		if err := json.Unmarshal([]byte(task.Instruction), &in); err != nil {
-			return "", fmt.Errorf("instruction: %w", err)
-		}
-		out, err := handle(ctx, in)
-		if err != nil {
-			return "", err
-		}
-		text, err := json.Marshal(out)
-		return string(text), err
-	})
-}
 
 // sum reads the file once, and stops between two reads if the run is
 // canceled.
@@ -100,11 +81,10 @@ func main() {
 func run(ctx context.Context, paths []string) error {
 	tasks := make([]taskexec.Task, len(paths))
 	for i, path := range paths {
-		instruction, err := json.Marshal(request{path})
-		if err != nil {
+		var err error
+		if tasks[i], err = taskexec.TaskOf("checksum", request{path}); err != nil {
 			return err
 		}
-		tasks[i] = taskexec.Task{Category: "checksum", Instruction: string(instruction)}
 	}
 
 	// The worker could as well be a process of its own on the machine that
@@ -113,7 +93,7 @@ func run(ctx context.Context, paths []string) error {
 	if err != nil {
 		return err
 	}
-	worker := taskexec.NewWorker(typed(sum),
+	worker := taskexec.NewWorker(taskexec.HandlerOf(sum),
 		taskexec.WithCategories("checksum"), taskexec.WithSlots(runtime.GOMAXPROCS(0)))
 	served := make(chan error, 1)
 	go func() { served <- worker.Serve(context.Background(), ln) }()
@@ -128,9 +108,9 @@ func run(ctx context.Context, paths []string) error {
 			log.Print(printable(fmt.Sprintf("%s: %v", paths[i], errors.Unwrap(result.Err))))
 			continue
 		}
-		var c checksum
-		if err := json.Unmarshal([]byte(result.Output), &c); err != nil {
-			return fmt.Errorf("%s: output: %w", paths[i], err)
+		c, err := taskexec.OutputOf[checksum](result)
+		if err != nil {
+			return err
 		}
 		fmt.Printf("%s  %s\n", c.SHA256, printable(paths[i]))
 	}

@@ -20,6 +20,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -76,11 +77,22 @@ func serve(w *taskexec.Worker, addr string) error {
 		log.Fatal("ended before its tasks were")
 	}()
 
-	fmt.Printf("listening %v\n", ln.Addr())
-	if err := w.Serve(context.Background(), ln); !errors.Is(err, taskexec.ErrWorkerClosed) {
+	if err := w.Serve(context.Background(), &announced{Listener: ln}); !errors.Is(err, taskexec.ErrWorkerClosed) {
 		return err
 	}
 	return nil // the signal came before Serve did
+}
+
+// announced says that it listens when Serve first asks it for a connection:
+// before that, Serve may still find fault with the worker's options.
+type announced struct {
+	net.Listener
+	once sync.Once
+}
+
+func (l *announced) Accept() (net.Conn, error) {
+	l.once.Do(func() { fmt.Printf("listening %v\n", l.Addr()) })
+	return l.Listener.Accept()
 }
 
 // simulation is the handler: it waits and says that it is done.

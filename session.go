@@ -388,7 +388,8 @@ func (s *session) halt(how halt, why error) {
 	}
 	if how == haltCancel {
 		s.mayGive = true
-		s.wire.sendUrgent(message{verb: verbCancel, text: cutText(why.Error())})
+		// It goes even to a peer that leaves PONGs unread.
+		s.wire.sendFirst(appendMessage(nil, message{verb: verbCancel, text: cutText(why.Error())}))
 		return
 	}
 	s.recall()

@@ -280,7 +280,7 @@ func TestRunThatCannotGoOnExits1(t *testing.T) {
 		{[]string{"-input", filepath.Join(dir, "none")}, "", "none", "no such input"},
 		{[]string{"-input", "-"}, "a\xff", "byte", "input that is not UTF-8"},
 		{[]string{"-input", "-"}, "z1", "z", "a category without workers"},
-		{[]string{"-input", "-", "-a", nobody}, "a1", nobody, "nobody listens"},
+		{[]string{"-input", "-", "-a", nobody, "-wait", "0s"}, "a1", nobody, "nobody listens"},
 		{[]string{"-input", "-", "-a", other}, "a1", other, "a worker of another category"},
 	} {
 		p := start(t, bin, strings.NewReader(test.stdin), test.args...)
@@ -290,7 +290,7 @@ func TestRunThatCannotGoOnExits1(t *testing.T) {
 		}
 	}
 
-	p := start(t, bin, strings.NewReader("a1"), "-input", "-", "-a", nobody, "-json")
+	p := start(t, bin, strings.NewReader("a1"), "-input", "-", "-a", nobody, "-json", "-wait", "0s")
 	if got := parseResults(t, p.finish(t, 1)); len(got) != 1 || got[0].Outcome != "Skipped" {
 		t.Errorf("-json with nobody listening: %+v, want one result, Skipped", got)
 	}
@@ -305,7 +305,7 @@ func TestRunThatCannotGoOnExits1(t *testing.T) {
 
 func TestEmptyInputSucceedsWithoutWorkers(t *testing.T) {
 	nobody := "unix:" + filepath.Join(t.TempDir(), "s")
-	p := start(t, build(t, "coordinator"), strings.NewReader(" \n"), "-input", "-", "-a", nobody, "-json")
+	p := start(t, build(t, "coordinator"), strings.NewReader(" \n"), "-input", "-", "-a", nobody, "-json", "-wait", "0s")
 	if out := p.finish(t, 0); out != "" {
 		t.Errorf("stdout is %q, want nothing", out)
 	}
@@ -333,7 +333,7 @@ func TestSignalDrainsIdleWorker(t *testing.T) {
 func TestSecondSignalEndsWorkerAtOnce(t *testing.T) {
 	skipWithoutSignals(t)
 	w := startWorker(t, build(t, "worker"), "-v", "-delay", "1h")
-	p := start(t, build(t, "coordinator"), strings.NewReader("a1"), "-input", "-", "-a", w.addr, "-json")
+	p := start(t, build(t, "coordinator"), strings.NewReader("a1"), "-input", "-", "-a", w.addr, "-json", "-wait", "0s")
 	w.stderr.await(t, `executing "a1"`)
 	w.signal(t, syscall.SIGTERM)
 	w.stderr.await(t, "finishing what runs")
@@ -459,7 +459,7 @@ func TestTimeoutEndsATask(t *testing.T) {
 func TestErrorsOfResultsAreOneLine(t *testing.T) {
 	dir := t.TempDir()
 	one, two := "unix:"+filepath.Join(dir, "one"), "unix:"+filepath.Join(dir, "two")
-	p := start(t, build(t, "coordinator"), strings.NewReader("a1 a2 b1"), "-input", "-", "-a", one+","+two, "-b", two, "-json")
+	p := start(t, build(t, "coordinator"), strings.NewReader("a1 a2 b1"), "-input", "-", "-a", one+","+two, "-b", two, "-json", "-wait", "0s")
 	results := parseResults(t, p.finish(t, 1))
 	for _, r := range results {
 		if strings.Contains(r.Error, "\n") || !strings.Contains(r.Error, one) || !strings.HasSuffix(r.Error, "(and 2 more)") {

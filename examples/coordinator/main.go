@@ -24,6 +24,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"example.com/taskexec"
 )
@@ -60,6 +61,7 @@ func main() {
 	onFailure := choice("on-failure", "what to do when a task is not done: `finish` (its stage, skip later ones), soon (start nothing more) or keep (try every task)",
 		map[string]taskexec.OnFailure{"finish": taskexec.FinishStage, "soon": taskexec.StopSoon, "keep": taskexec.KeepGoing})
 	timeout := flag.Duration("timeout", 0, "how `long` a task may execute; 0 is without end")
+	wait := flag.Duration("wait", 30*time.Second, "how `long` to wait for workers that cannot be reached")
 	input := flag.String("input", "", "the `file` to read instructions from; - is stdin (default the sample "+sample+")")
 	keep := flag.Bool("keep-workers", false, "leave the workers running")
 	asJSON := flag.Bool("json", false, "print one JSON object a result, in the order of the plan; with -order concurrent, in that of the input")
@@ -69,6 +71,9 @@ func main() {
 	}
 	if *timeout < 0 {
 		usage("-timeout %v: want 0 or more", *timeout)
+	}
+	if *wait < 0 {
+		usage("-wait %v: want 0 or more", *wait)
 	}
 
 	var stdout io.Writer = os.Stdout
@@ -81,6 +86,7 @@ func main() {
 
 	opts := []taskexec.CoordinatorOption{
 		taskexec.WithOrder(*order), taskexec.WithOnFailure(*onFailure), taskexec.WithTaskTimeout(*timeout),
+		taskexec.WithWorkerWait(*wait),
 	}
 	for _, category := range slices.Sorted(maps.Keys(workers)) {
 		opts = append(opts, taskexec.WithWorkers(category, workers[category]...))

@@ -587,8 +587,8 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 	finished := s.finish()
 	close(s.over)
 	s.cancel(errSessionLost)
-	s.lastWords(readErr)       // for up to a second, so handlers are told first
-	s.wire.end(endAtOnce, nil) // if nothing has ended it yet
+	s.lastWords(readErr, finished) // for up to a second, so handlers are told first
+	s.wire.end(endAtOnce, nil)     // if nothing has ended it yet
 	writer.Wait()
 	conn.Close()
 	s.pulse.Wait()
@@ -651,7 +651,7 @@ func (s *workerSession) read() error {
 
 // lastWords tells a peer that broke the rules which one, if that is why
 // reading ended.
-func (s *workerSession) lastWords(readErr error) {
+func (s *workerSession) lastWords(readErr error, finished bool) {
 	var fault *ProtocolError
 	switch {
 	case readErr == errTorn:
@@ -659,7 +659,11 @@ func (s *workerSession) lastWords(readErr error) {
 	case !errors.As(readErr, &fault) || fault.Remote:
 		return
 	}
-	s.wire.endWithError(fault)
+	if finished { // GOODBYE is on its way, and weighs more
+		s.wire.conn.SetDeadline(s.wire.overSoon())
+	} else {
+		s.wire.endWithError(fault)
+	}
 	s.wire.discard()
 }
 
@@ -792,6 +796,9 @@ func (s *workerSession) handle(m message) error {
 	if err := s.acceptBatch(); err != nil {
 		return err
 	}
+	if s.isFinished() {
+		return nil // GOODBYE is said, and nothing more is answered
+	}
 	switch m.verb {
 	case verbRecall:
 		return s.recall(m.task)
@@ -811,6 +818,12 @@ func (s *workerSession) handle(m message) error {
 		return faultf(codeState, "a coordinator may not send %s here", m.verb)
 	}
 	return nil
+}
+
+func (s *workerSession) isFinished() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == sessionFinished
 }
 
 // acceptBatch takes the RUNs that were read together.
@@ -1061,7 +1074,11 @@ func (s *workerSession) runSlot(j *job) {
 func (s *workerSession) execute(j *job) {
 	if s.ctx.Err() != nil {
 		// The session was canceled or lost before its list was emptied.
-		s.report(j, message{verb: verbReturn, task: j.number})
+		m := message{verb: verbReturn, task: j.number}
+		if !s.wasCanceled() {
+			m = message{}
+		}
+		s.report(j, m)
 		return
 	}
 	start := time.Now()
@@ -1074,8 +1091,15 @@ func (s *workerSession) execute(j *job) {
 	}
 }
 
+// wasCanceled says whether the handlers' context has ended because the
+// coordinator said CANCEL.
+func (s *workerSession) wasCanceled() bool {
+	var canceled *canceledError
+	return errors.As(context.Cause(s.ctx), &canceled)
+}
+
 // call calls the handler and turns what it returns, or panics with, into a
-// report.
+// report. The zero message is no report.
 func (s *workerSession) call(j *job) (m message) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -1092,6 +1116,11 @@ func (s *workerSession) call(j *job) (m message) {
 	output, err := s.worker.handler.Handle(ctx, Task{Category: s.hello.Category, Instruction: j.instruction})
 	if err == nil {
 		return message{verb: verbDone, task: j.number, text: output}
+	}
+	if s.ctx.Err() != nil && !s.wasCanceled() {
+		// The session is ending, though not because the run was canceled. The
+		// coordinator is left to count the task as lost, which it is.
+		return message{}
 	}
 	kind := kindError
 	final, after := wishOf(err)
@@ -1185,6 +1214,10 @@ func (s *workerSession) report(j *job, m message) {
 	if j.stuck { // perhaps only while it waited for room
 		s.mu.Unlock()
 		s.worker.unstick(j)
+		return
+	}
+	if m.verb == verbNone { // it stays in flight: no GOODBYE may say otherwise
+		s.mu.Unlock()
 		return
 	}
 	s.settle(j)

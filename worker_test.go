@@ -1829,8 +1829,10 @@ func TestPeerThatGoesOnPingingDoesNotHoldUpADrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		wt := startWorker(t, parrot)
 		p := wt.session()
+		unanswered := make(chan struct{}, 100) // more would soon be a flood
 		go func() {
 			for {
+				unanswered <- struct{}{}
 				if _, err := io.WriteString(p.conn, "PING 1\n"); err != nil {
 					return
 				}
@@ -1839,6 +1841,9 @@ func TestPeerThatGoesOnPingingDoesNotHoldUpADrain(t *testing.T) {
 		go wt.worker.Shutdown(t.Context())
 		for lines := 0; ; lines++ {
 			line := p.next()
+			if line == "PONG 1" {
+				<-unanswered
+			}
 			if strings.HasPrefix(line, "GOODBYE") {
 				break
 			}
@@ -1846,6 +1851,10 @@ func TestPeerThatGoesOnPingingDoesNotHoldUpADrain(t *testing.T) {
 				t.Errorf("no GOODBYE among %d lines", lines)
 				break
 			}
+		}
+		p.conn.Close()
+		for len(unanswered) > 0 { // the pinger may wait for its place
+			<-unanswered
 		}
 	})
 }

@@ -468,7 +468,7 @@ func TestAStreamThatLosesItsOnlyWorkerEndsAndAnswersForEachTask(t *testing.T) {
 			served := make(chan struct{})
 			ln := network.listen("a:1")
 			go func() { defer close(served); NewWorker(awaitCancel, WithName("a")).Serve(ctx, ln) }()
-			c := newTestCoordinator(t, WithDialer(network.dial), WithWorkers("a", "a:1"), WithOrder(order), WithStreamBuffer(2))
+			c := newTestCoordinator(t, WithDialer(network.dial), WithWorkers("a", "a:1"), WithOrder(order), WithStreamBuffer(2), WithOnFailure(KeepGoing))
 			time.AfterFunc(time.Second, stop)
 			read := 0
 			results, err := collect(c.Stream(t.Context(), func(yield func(Task) bool) {

@@ -254,6 +254,7 @@ func TestWrongUsageExits2(t *testing.T) {
 		{"coordinator", []string{"-order", "random"}, "no such order"},
 		{"coordinator", []string{"-on-failure", "panic"}, "no such policy"},
 		{"coordinator", []string{"-timeout", "-1s"}, "time does not run backwards"},
+		{"coordinator", []string{"-wait", "-1s"}, "nor here"},
 		{"coordinator", []string{"-workers", "z"}, "a category without addresses"},
 		{"coordinator", []string{"-workers", "=localhost:1"}, "addresses without a category"},
 		{"coordinator", []string{"-a", "localhost:1,"}, "an empty address"},
@@ -488,28 +489,45 @@ func TestNoProgressIsShownWithoutATerminal(t *testing.T) {
 	}
 }
 
-// TestReadmeProgramRuns takes the first Go program of README.md as it stands
-// there, and runs it.
-func TestReadmeProgramRuns(t *testing.T) {
+// TestReadmeProgramsRun takes the Go programs of README.md as they stand there,
+// and runs them. What each prints follows it.
+func TestReadmeProgramsRun(t *testing.T) {
 	readme, err := os.ReadFile("../README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	block := regexp.MustCompile("(?s)\n```go\n(package main\n.*?)```\n").FindSubmatch(readme)
-	if block == nil {
-		t.Fatal("README.md holds no Go program")
+	programs := regexp.MustCompile("(?s)\n```go\n(package main\n.*?)```\n.*?\n```text\n(.*?)```\n").FindAllSubmatch(readme, -1)
+	if want := strings.Count(string(readme), "```go\n"); want == 0 || len(programs) != want {
+		t.Fatalf("README.md holds %d programs that say what they print, of %d", len(programs), want)
 	}
-	file := filepath.Join(t.TempDir(), "main.go")
-	if err := os.WriteFile(file, block[1], 0o600); err != nil {
+	for _, program := range programs {
+		runProgram(t, program[1], string(program[2]))
+	}
+}
+
+// TestDocumentedProgramRuns does so with that of the package documentation.
+func TestDocumentedProgramRuns(t *testing.T) {
+	doc, err := os.ReadFile("../doc.go")
+	if err != nil {
 		t.Fatal(err)
 	}
-	output := regexp.MustCompile("(?s)\n```text\n(.*?)```\n").FindSubmatch(readme)
-	if output == nil {
-		t.Fatal("README.md does not say what its program prints")
+	program := regexp.MustCompile(`(?s)//\tpackage main\n.*?\n//\n// [A-Z]`).Find(doc)
+	program = regexp.MustCompile(`(?m)^//\t?`).ReplaceAll(program, nil)
+	if end := bytes.LastIndexByte(program, '}'); end > 0 {
+		program = program[:end+1]
 	}
-	got := start(t, buildPackage(t, file), nil).finish(t, 0)
-	if diff := cmp.Diff(string(output[1]), got); diff != "" {
-		t.Errorf("stdout (-README +got):\n%s", diff)
+	runProgram(t, program, "executing a1\nexecuting a2\nexecuting b1\n"+
+		"b1 Done output of b1\na1 Done output of a1\na2 Done output of a2\n")
+}
+
+func runProgram(t *testing.T, program []byte, want string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "main.go")
+	if err := os.WriteFile(file, program, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, start(t, buildPackage(t, file), nil).finish(t, 0)); diff != "" {
+		t.Errorf("stdout (-want +got):\n%s", diff)
 	}
 }
 

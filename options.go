@@ -197,7 +197,8 @@ type OnFailure int
 
 const (
 	// FinishStage, the default, runs the stage to its end and skips those
-	// after it.
+	// after it: by category, the rest of the category still runs; by input, the
+	// failed task was all of its stage; concurrent, all is one stage.
 	FinishStage OnFailure = iota
 
 	// StopSoon starts nothing new after the first failure, as make does: what

@@ -14,18 +14,23 @@ import (
 	"unicode/utf8"
 )
 
-// A Task is one instruction to execute, and the category of the workers that may execute it.
+// A Task is one instruction to execute, and the category of the workers that
+// may execute it.
 type Task struct {
-	// Category says which workers may execute the task: 1 to 255 bytes of valid UTF-8 without control characters.
-	// Left empty, it is the first character (rune) of Instruction.
+	// Category says which workers may execute the task: 1 to 255 bytes of
+	// valid UTF-8 without control characters. Left empty, it is the first
+	// character (rune) of Instruction.
 	Category string
 
-	// Instruction is what the handler gets. It is opaque: any bytes, newlines and none at all included.
+	// Instruction is what the handler gets. It is opaque: any bytes, newlines
+	// and none at all included. What a worker takes is bounded by its line
+	// limit, 1 MiB unless it says otherwise, escapes included.
 	Instruction string
 
-	// Timeout bounds how long a handler may execute the task, counted from when it starts. It is rounded up to a whole
-	// millisecond. 0 is that of WithTaskTimeout, which is none unless set; a negative one is refused like an unusable
-	// category.
+	// Timeout bounds how long a handler may execute the task, counted from when
+	// it starts; WithTaskTimeout says what happens then. It is rounded up to a
+	// whole millisecond. 0 is that of WithTaskTimeout, which is none unless
+	// set; a negative one is refused like an unusable category.
 	Timeout time.Duration
 }
 
@@ -263,15 +268,17 @@ func taskFault(t Task) error {
 type Order int
 
 const (
-	// ByCategory, the default, makes each category a stage, in the order of the categories' bytes, which is that of
-	// their Unicode code points. Within a category the tasks keep the order of the list.
+	// ByCategory, the default, makes each category a stage, in the order of the
+	// categories' bytes, which is that of their Unicode code points, or as
+	// WithSequence says. Within a category the tasks keep the order of the list.
 	ByCategory Order = iota
 
-	// ByInput makes each task a stage, in the order of the list.
+	// ByInput makes each task a stage, in the order of the list: one task runs
+	// at a time.
 	ByInput
 
-	// Concurrent makes one stage of all categories: nothing waits for anything else. Within a category the tasks
-	// are sent in the order of the list.
+	// Concurrent makes one stage of all categories: nothing waits for anything
+	// else. Within a category the tasks are sent in the order of the list.
 	Concurrent
 )
 

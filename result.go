@@ -148,7 +148,8 @@ func (e *RemoteError) Error() string {
 }
 
 // A RunError is returned by Run when not every task is Done, or a worker did
-// not say the goodbye it was told to.
+// not say the goodbye it was told to. It is yielded by Stream when the run could
+// not go on; its Counts are then those of the results yielded.
 //
 // A run that went on to its end unwraps to the first *TaskError in input
 // order. One that could not go on unwraps to the reason instead, and to no

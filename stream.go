@@ -26,13 +26,21 @@ var errLeft = errors.New("taskexec: the consumer of the Stream left its loop")
 // told at the end.
 //
 // The error is yielded once and last, with a zero Result: a *RunError, if the
-// run could not go on. Then seq may not have been read to its end, and nothing
-// is said of the tasks that were not. A task that is not Done is no such
-// error: its Result says it.
+// run could not go on, or a goodbye did not come. A task that is not Done is no
+// such error: its Result says it. If such a task ends the run, as WithOnFailure
+// says, the loop ends without an error. Either way seq may not have been read
+// to its end; each task that was read has its Result.
 //
 // seq is called in a goroutine of its own, and Stream's loop ends only after
-// seq has returned; a panic in seq is raised again in the caller. Leaving the
-// loop cancels the run, waits for it, and leaves nothing behind.
+// seq has returned: one that waits for something should end the wait when ctx
+// ends, since a run that is stopped can only refuse its next task. A panic in
+// seq is raised again in the caller, and runtime.Goexit ends the caller too.
+//
+// Leaving the loop cancels the run, waits for it as for one whose ctx ended,
+// and leaves nothing behind; what had not been yielded by then is not reported.
+// The loop must not wait for Shutdown of the same Coordinator, which waits for
+// it. The sequence that Stream returns may be gone through several times, each
+// a run of its own that calls seq again.
 func (c *Coordinator) Stream(ctx context.Context, seq iter.Seq[Task]) iter.Seq2[Result, error] {
 	return func(yield func(Result, error) bool) {
 		r := newRun(&c.config)

@@ -486,3 +486,39 @@ func TestAStreamThatLosesItsOnlyWorkerEndsAndAnswersForEachTask(t *testing.T) {
 		})
 	}
 }
+
+func TestTypesThatDoNotDecodeAreNamedEvenIfInterfaces(t *testing.T) {
+	h := HandlerOf(func(context.Context, any) (any, error) { return nil, nil })
+	if _, err := h.Handle(t.Context(), Task{Instruction: "{"}); err == nil || !strings.Contains(err.Error(), "into interface {}") {
+		t.Errorf("decoding an instruction: %v", err)
+	}
+	if _, err := OutputOf[fmt.Stringer](Result{Output: "{}"}); err == nil || !strings.Contains(err.Error(), "into fmt.Stringer") {
+		t.Errorf("decoding an output: %v", err)
+	}
+}
+
+func TestTypedHandlersFailAsTheirFunctionsDo(t *testing.T) {
+	own := errors.New("no such file")
+	h := HandlerOf(func(_ context.Context, n int) (any, error) {
+		if n > 0 {
+			return make(chan int), nil // does not encode
+		}
+		return nil, own
+	})
+	if _, err := h.Handle(t.Context(), Task{Instruction: "0"}); err != own {
+		t.Errorf("got %v, want the function's own error", err)
+	}
+	for _, instruction := range []string{"1", "", "1 2", `"x"`} {
+		var final *finalError
+		if _, err := h.Handle(t.Context(), Task{Instruction: instruction}); !errors.As(err, &final) {
+			t.Errorf("instruction %q: %v, want a final error", instruction, err)
+		}
+	}
+	if _, err := TaskOf("a", make(chan int)); err == nil {
+		t.Error("a channel was encoded")
+	}
+	failed := Result{Outcome: Failed, Err: &TaskError{Err: own}}
+	if _, err := OutputOf[int](failed); err != failed.Err {
+		t.Errorf("got %v, want the result's error", err)
+	}
+}

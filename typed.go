@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 )
 
 // HandlerOf makes a Handler of a function over types: the instruction is
@@ -12,8 +13,9 @@ import (
 // by encoding/json. TaskOf and OutputOf are the coordinator's side of it.
 //
 // An instruction that does not decode fails its task with the kind "final",
-// since no other attempt would change it; the error names the field. So does
-// an Out that does not encode.
+// since no other attempt would change it; where one field is at fault, the error
+// names it. So does an Out that does not encode. An error of f's own fails the
+// task as that of any Handler does. A nil f panics.
 func HandlerOf[In, Out any](f func(ctx context.Context, in In) (Out, error)) Handler {
 	if f == nil {
 		panic("taskexec: HandlerOf: nil function")
@@ -21,7 +23,7 @@ func HandlerOf[In, Out any](f func(ctx context.Context, in In) (Out, error)) Han
 	return HandlerFunc(func(ctx context.Context, task Task) (string, error) {
 		var in In
 		if err := json.Unmarshal([]byte(task.Instruction), &in); err != nil {
-			return "", Final(fmt.Errorf("decoding the instruction into %T: %w", in, fieldError(err)))
+			return "", Final(fmt.Errorf("decoding the instruction into %v: %w", reflect.TypeFor[In](), fieldError(err)))
 		}
 		out, err := f(ctx, in)
 		if err != nil {
@@ -44,8 +46,9 @@ func fieldError(err error) error {
 	return err
 }
 
-// TaskOf makes a task whose instruction is in as JSON. Its error is that of
-// encoding/json.
+// TaskOf makes a task of the category whose instruction is in as JSON. Its
+// error is that of encoding/json. A category should be given: by default it
+// would be the first character of the JSON, such as a brace.
 func TaskOf[In any](category string, in In) (Task, error) {
 	instruction, err := json.Marshal(in)
 	if err != nil {
@@ -54,15 +57,16 @@ func TaskOf[In any](category string, in In) (Task, error) {
 	return Task{Category: category, Instruction: string(instruction)}, nil
 }
 
-// OutputOf reads the output of a result that is Done. Its error is that of
-// the result if it is not Done, else that of decoding; it names the field.
+// OutputOf decodes the output of a result that is Done, from JSON. Its error is
+// the result's *TaskError if it is not Done, else that of decoding; where one
+// field is at fault, it names it.
 func OutputOf[Out any](r Result) (Out, error) {
 	var out Out
 	if r.Err != nil {
 		return out, r.Err
 	}
 	if err := json.Unmarshal([]byte(r.Output), &out); err != nil {
-		return out, fmt.Errorf("taskexec: decoding the output of task %d into %T: %w", r.Index, out, fieldError(err))
+		return out, fmt.Errorf("taskexec: decoding the output of task %d into %v: %w", r.Index, reflect.TypeFor[Out](), fieldError(err))
 	}
 	return out, nil
 }

@@ -60,7 +60,7 @@ func ExampleCoordinator_Stream() {
 }
 
 // With StopSoon nothing new starts after the first failure, as with make. The
-// default would run the stage to its end, so a3 too; KeepGoing everything.
+// default would run the stage to its end, so a9 too; KeepGoing everything.
 func ExampleWithOnFailure() {
 	ctx := context.Background()
 
@@ -81,25 +81,27 @@ func ExampleWithOnFailure() {
 		taskexec.WithWorkers("a", ln.Addr().String()),
 		taskexec.WithWorkers("b", ln.Addr().String()),
 		taskexec.WithOnFailure(taskexec.StopSoon),
-		taskexec.WithWindow(1)) // so that a3 is not there already when a2 fails
+		taskexec.WithWindow(1)) // little is on its way when a2 fails; what is may yet run
 	if err != nil {
 		log.Fatal(err)
 	}
-	tasks, err := taskexec.ParseTasks("a1 a2 a3 b1")
+	tasks, err := taskexec.ParseTasks("a1 a2 a3 a4 a5 a6 a7 a8 a9 b1")
 	if err != nil {
 		log.Fatal(err)
 	}
 	report, err := coordinator.Run(ctx, tasks)
-	for _, result := range report.Results {
-		fmt.Println(result.Task.Instruction, result.Outcome)
+	for _, i := range []int{0, 1, 8, 9} {
+		fmt.Println(report.Results[i].Task.Instruction, report.Results[i].Outcome)
 	}
-	fmt.Println(err)
+	if failed, ok := errors.AsType[*taskexec.TaskError](err); ok {
+		fmt.Println("because of", failed)
+	}
 	// Output:
 	// a1 Done
 	// a2 Failed
-	// a3 Skipped
+	// a9 Skipped
 	// b1 Skipped
-	// taskexec: 1 of 4 tasks Done: task 1 (a2) Failed on worker w, attempt 1: no such file
+	// because of task 1 (a2) Failed on worker w, attempt 1: no such file
 }
 
 // Instructions and outputs are values of the program's own types, and travel

@@ -247,7 +247,7 @@ func (r *run) runPlan(ctx context.Context) error {
 	}
 	for _, category := range categories {
 		r.needed[category] = true
-		r.addQueue(category).planned = planned[category]
+		r.addQueue(category, planned[category])
 	}
 	if err := r.open(categories); err != nil {
 		return err
@@ -288,9 +288,10 @@ func (r *run) goesOn(failed *Result) bool {
 	return r.halted == notHalted
 }
 
-// addQueue makes the queue of a category. It has no sessions yet.
-func (r *run) addQueue(category string) *queue {
-	q := &queue{run: r, category: category, settled: make(chan struct{}, 1)}
+// addQueue makes the queue of a category, of which planned tasks are known. It
+// has no sessions yet, and may be seen by Snapshot from here on.
+func (r *run) addQueue(category string, planned int) {
+	q := &queue{run: r, category: category, planned: planned, settled: make(chan struct{}, 1)}
 	for _, addr := range r.config.workers[category] {
 		q.links = append(q.links, &link{queue: q, addr: addr})
 	}
@@ -298,7 +299,6 @@ func (r *run) addQueue(category string) *queue {
 	defer r.mu.Unlock()
 	q.halted, q.why = r.halted, r.stop
 	r.queues[category] = q
-	return q
 }
 
 // allQueues lists the queues there are now.

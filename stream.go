@@ -220,7 +220,7 @@ func (r *run) queueFor(res *Result) (*queue, error) {
 	err := r.checkWorkers(category, res)
 	if err == nil {
 		r.needed[category] = true
-		r.addQueue(category)
+		r.addQueue(category, 0)
 		err = r.open([]string{category})
 	}
 	if err != nil {

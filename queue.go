@@ -292,6 +292,9 @@ func (q *queue) take(s *session, dst []byte) []byte {
 	if !s.live || q.halted != notHalted || q.waits() == 0 {
 		return dst
 	}
+	if q.failure != nil && q.run.config.onFailure == StopSoon {
+		return dst // unlock is about to halt the run
+	}
 	now := time.Now()
 	queued := now.Sub(q.begun)
 	limit := q.limit(s) // taking moves tasks, and leaves as many as there were

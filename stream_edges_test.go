@@ -522,3 +522,17 @@ func TestTypedHandlersFailAsTheirFunctionsDo(t *testing.T) {
 		t.Errorf("got %v, want the result's error", err)
 	}
 }
+
+// The clock is real, since what is tested is a window of a few instructions
+// between taking note of a failure and stopping the run.
+func TestStopSoonSendsNothingOnceAFailureIsKnown(t *testing.T) {
+	c := newTestCoordinator(t, append(serveMem(t, HandlerFunc(func(_ context.Context, task Task) (string, error) {
+		return "", errors.New("no good")
+	}), "a"), WithOnFailure(StopSoon), WithWindow(1))...)
+	for range 1000 {
+		report, _ := c.Run(t.Context(), mustParse(t, "a1 a2"))
+		if got, want := outcomesOf(report.Results), "a1:Failed a2:Skipped"; got != want {
+			t.Fatalf("got %s, want %s", got, want)
+		}
+	}
+}

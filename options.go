@@ -127,7 +127,7 @@ func WithWorkers(category string, addrs ...string) CoordinatorOption {
 		}
 		for _, addr := range addrs {
 			if _, _, err := splitAddr(addr); err != nil {
-				c.addError("WithWorkers: category %s: %w", quote(category), err)
+				c.addError("WithWorkers: category %s: %s", quote(category), unprefixed(err))
 				continue
 			}
 			if slices.Contains(c.workers[category], addr) {

@@ -1,0 +1,121 @@
+package taskexec
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestObserverIsCalledInTheOrderOfWhatHappened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		handler := func(_ context.Context, task Task) (string, error) {
+			time.Sleep(time.Second)
+			if task.Instruction == "b1" {
+				return "", fmt.Errorf("boom")
+			}
+			return strings.ToUpper(task.Instruction), nil
+		}
+		cl.worker("a:1", handler, WithName("a"))
+		cl.worker("b:1", handler, WithName("b"))
+		var got []string
+		var run string
+		note := func(id, format string, args ...any) {
+			if run == "" {
+				run = id
+			}
+			if id != run {
+				t.Errorf("called for run %s, not %s", id, run)
+			}
+			got = append(got, fmt.Sprintf(format, args...))
+		}
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkers("b", "b:1"), WithWorkers("c", "b:1"), WithWorkerShutdown(),
+			WithObserver(Observer{
+				GroupStarted: func(i GroupStartedInfo) {
+					note(i.Run, "started %d %s %d", i.Stage, i.Category, len(i.Tasks))
+				},
+				TaskDone: func(i TaskDoneInfo) {
+					note(i.Run, "task %d %v %s", i.Result.Index, i.Result.Outcome, i.Result.Output)
+				},
+				GroupDone: func(i GroupDoneInfo) {
+					note(i.Run, "done %d %s %d: %d done, %d failed in %v", i.Stage, i.Category, len(i.Tasks), i.Counts.Done, i.Counts.Failed, i.Elapsed)
+				},
+				Goodbye: func(i GoodbyeInfo) { note(i.Run, "%s at %s: %s", i.Worker, i.Addr, i.Text) },
+			}))
+		tasks := mustParse(t, "b1 a1 c1 a2")
+		report, err := c.Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		// c1 was skipped before its group began, and is in the report only.
+		want := []string{
+			"started 0 a 2", "task 1 Done A1", "task 3 Done A2", "done 0 a 2: 2 done, 0 failed in 2s",
+			"a at a:1: Goodbye from a",
+			"started 1 b 1", "task 0 Failed ", "done 1 b 1: 0 done, 1 failed in 1s",
+			"b at b:1: Goodbye from b",
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("events (-want +got):\n%s", diff)
+		}
+		if run != report.Run {
+			t.Errorf("called for run %s, want %s", run, report.Run)
+		}
+	})
+}
+
+func TestABlockingObserverDelaysTheEndOfRunAndNothingElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		var executed atomic.Int32
+		cl.worker("a:1", func(context.Context, Task) (string, error) { executed.Add(1); return "", nil })
+		var calls, at int // plain: all calls come from one goroutine, and the last before Run returns
+		block := make(chan struct{})
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithObserver(Observer{
+			TaskDone: func(TaskDoneInfo) {
+				at++
+				defer func() { at-- }()
+				if at != 1 {
+					t.Error("called while a call goes on")
+				}
+				calls++
+				<-block
+			},
+		}))
+		tasks := tasksOf("a", 500)
+		var running sync.WaitGroup
+		returned := false
+		running.Go(func() {
+			report, err := c.Run(t.Context(), tasks)
+			checkReport(t, tasks, report, err)
+			returned = true
+			if calls != len(tasks) {
+				t.Errorf("Run returned after %d calls of %d", calls, len(tasks))
+			}
+		})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := executed.Load(); n != 500 || returned {
+			t.Errorf("while the observer blocks %d tasks of 500 were executed, and Run returned: %v", n, returned)
+		}
+		close(block)
+		running.Wait()
+	})
+}
+
+func TestAnObserverMayKnowNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("a:1", echo)
+		tasks := tasksOf("a", 3)
+		report, err := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerShutdown(), WithObserver(Observer{})).Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}

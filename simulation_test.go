@@ -496,12 +496,25 @@ func (s *simulation) run() {
 		s.tasks = append(s.tasks, Task{Category: s.categories[0], Instruction: "do 0 " + strings.Repeat("y", 1<<20)})
 	}
 
-	if s.chance(3) {
+	switch s.random.IntN(6) {
+	case 0, 1:
 		s.order = ByInput
+	case 2:
+		s.order = Concurrent
 	}
+	onFailure := []OnFailure{FinishStage, FinishStage, StopSoon, KeepGoing}[s.random.IntN(4)]
+	tries, once := 1, s.chance(4)
+	if s.chance(3) {
+		tries = 2 + s.random.IntN(2)
+	}
+	wait := time.Duration(s.random.IntN(3)) * time.Second
 	window := 1 + s.random.IntN(20)
 	shutdown := s.chance(3)
-	options = append(options, WithOrder(s.order), WithWindow(window), WithObserver(Observer{TaskDone: func(i TaskDoneInfo) {
+	options = append(options, WithOrder(s.order), WithWindow(window), WithOnFailure(onFailure), WithRetry(Retry{Attempts: tries, Panics: true}), WithWorkerWait(wait))
+	if once {
+		options = append(options, WithAtMostOnce())
+	}
+	options = append(options, WithObserver(Observer{TaskDone: func(i TaskDoneInfo) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.events[i.Result.Index] = append(s.events[i.Result.Index], simEvent{time.Now(), i.Result})
@@ -540,8 +553,8 @@ func (s *simulation) run() {
 			later(w.name+" killed", w.cancel)
 		}
 	}
-	s.config = fmt.Sprintf("%d tasks, %d workers, %v, window %d, shutdown %v, faults %v, %s",
-		len(s.tasks), len(s.workers), s.order, window, shutdown, s.network.faults, strings.Join(happens, ", "))
+	s.config = fmt.Sprintf("%d tasks, %d workers, %v, %v, window %d, %d tries, at most once %v, wait %v, shutdown %v, faults %v, %s",
+		len(s.tasks), len(s.workers), s.order, onFailure, window, tries, once, wait, shutdown, s.network.faults, strings.Join(happens, ", "))
 	if testing.Verbose() && *simSeeds == 1 {
 		s.t.Log(s.config)
 	}
@@ -581,6 +594,13 @@ func (s *simulation) run() {
 	}
 	serving.Wait()
 	s.check(report, err)
+	if once {
+		for _, r := range report.Results {
+			if r.Losses > 1 || r.Losses == 1 && r.Outcome != Unknown {
+				s.fail("task %d is %v with %d losses, though it may be executed at most once", r.Index, r.Outcome, r.Losses)
+			}
+		}
+	}
 }
 
 // dial notes what the coordinator sends.
@@ -605,8 +625,11 @@ func (s *simulation) dial(ctx context.Context, network, addr string) (net.Conn, 
 
 // stageOf is the number of a task's stage.
 func (s *simulation) stageOf(task int) int {
-	if s.order == ByInput {
+	switch s.order {
+	case ByInput:
 		return task
+	case Concurrent:
+		return 0
 	}
 	return slices.Index(s.categories, s.tasks[task].Category)
 }
@@ -733,6 +756,12 @@ func (s *simulation) checkTask(r Result, executions []simStart) {
 	case Failed:
 		var remote *RemoteError
 		if errors.As(r.Err, &remote) {
+			// A task that failed, and came back unstarted from its next attempt
+			// when nothing was sent any more, stays failed.
+			if final := executions[max(len(executions)-1, 0):]; last == nil && len(final) == 1 {
+				last = &final[0]
+				r.Worker = last.worker
+			}
 			wants("failed", "panicked")
 		} else if r.Attempts > 0 || len(executions) > 0 {
 			s.fail("I1: task %d is Failed without a word of its worker: %v", r.Index, r.Err)

@@ -296,7 +296,7 @@ func TestAWaitingTaskGoesToAnotherWorkerWhenTheOneWokenForItLeaves(t *testing.T)
 		name string
 		play func(p *peer)
 	}{
-		{"drain", func(p *peer) { io.WriteString(p.conn, "DRAIN\n") }}, // the run may be over: the other worker may have taken all
+		{"drain", func(p *peer) { p.send("DRAIN") }},
 		{"cut", func(p *peer) { p.conn.Close() }},
 	} {
 		t.Run(leave.name, func(t *testing.T) {
@@ -307,7 +307,7 @@ func TestAWaitingTaskGoesToAnotherWorkerWhenTheOneWokenForItLeaves(t *testing.T)
 					// The coordinator's PONG finds no reader: its writer is busy
 					// when a task comes up.
 					p.send("PING 1")
-					time.Sleep(5 * time.Second)
+					time.Sleep(3 * time.Second)
 					leave.play(p)
 					time.Sleep(time.Minute)
 				})
@@ -315,12 +315,19 @@ func TestAWaitingTaskGoesToAnotherWorkerWhenTheOneWokenForItLeaves(t *testing.T)
 					time.Sleep(time.Millisecond) // so that its session is asleep when the next task comes up
 					return "", nil
 				})
-				// One task at a time, first to one worker, then to the other.
+				// The tasks come, one at a time, when the first writer is busy.
+				slow := func(ctx context.Context, network, addr string) (net.Conn, error) {
+					if addr == "a:2" {
+						time.Sleep(time.Second)
+					}
+					return cl.dial(ctx, network, addr)
+				}
 				tasks := mustParse(t, "a1 a2 a3 a4")
-				report, err := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithOrder(ByInput)).Run(t.Context(), tasks)
+				report, err := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithOrder(ByInput), WithDialer(slow)).Run(t.Context(), tasks)
 				checkReport(t, tasks, report, err)
-				if err != nil {
-					t.Error(err)
+				// A heartbeat would wake the other after 5s, by chance.
+				if err != nil || report.Elapsed > 4*time.Second {
+					t.Errorf("after %v: %v", report.Elapsed, err)
 				}
 			})
 		})

@@ -313,7 +313,7 @@ func ExampleWorker_Shutdown() {
 		return "", nil
 	}))
 	coordinator, err := taskexec.NewCoordinator(
-		taskexec.WithWorkers("a", "w:1"),
+		taskexec.WithWorkers("a", "w:1"), taskexec.WithWorkerWait(0), // for another worker, once this one is gone
 		taskexec.WithDialer(func(context.Context, string, string) (net.Conn, error) {
 			here, there := net.Pipe()
 			go worker.ServeConn(ctx, there)

@@ -54,7 +54,7 @@ func serveRecorder(ctx context.Context, ln net.Listener) {
 		note := func(what string) {
 			// One write a line: with O_APPEND the file has them whole, and in
 			// the order in which they came from whatever process.
-			fmt.Fprintf(record, "%s %d %d %s %s\n", info.Run, info.Task, info.Attempt, what, name)
+			fmt.Fprintf(record, "%s %d %d %s %s %d\n", info.Run, info.Task, info.Attempt, what, name, time.Now().UnixMicro())
 		}
 		note("began")
 		us, _ := strconv.Atoi(task.Instruction[strings.LastIndexByte(task.Instruction, ' ')+1:])
@@ -123,6 +123,7 @@ type execution struct {
 	run           string
 	task, attempt int
 	what, worker  string
+	at            int64 // microseconds by the machine's clock, which all processes share
 }
 
 func (f *fleet) executions() []execution {
@@ -134,7 +135,7 @@ func (f *fleet) executions() []execution {
 	var all []execution
 	for line := range strings.Lines(string(text)) {
 		var e execution
-		if _, err := fmt.Sscan(line, &e.run, &e.task, &e.attempt, &e.what, &e.worker); err != nil {
+		if _, err := fmt.Sscan(line, &e.run, &e.task, &e.attempt, &e.what, &e.worker, &e.at); err != nil {
 			f.t.Fatalf("the record has a line %q: %v", line, err)
 		}
 		all = append(all, e)

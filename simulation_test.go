@@ -1,14 +1,15 @@
 package taskexec
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
+	"iter"
+	"maps"
 	"math/rand/v2"
-	"net"
-	"os"
+	"reflect"
 	"runtime"
 	"slices"
 	"strconv"
@@ -17,560 +18,1012 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 var (
-	simSeeds = flag.Int("sim.seeds", 300, "how many random runs TestSimulation makes")
-	simSeed  = flag.Uint64("sim.seed", 0, "the first seed of TestSimulation; with -sim.seeds=1 the only one")
+	simSeeds = flag.Int("sim.seeds", 2000, "how many random worlds TestSimulation runs")
+	simSeed  = flag.Uint64("sim.seed", 0, "the first seed of TestSimulation; with -sim.seeds=1 the only one, whose trace -v prints")
 )
 
-// A simNetwork is a network in memory whose connections take time and break,
-// as a seed has it. Like TCP, and unlike net.Pipe, it buffers what is written.
-type simNetwork struct {
-	memNetwork // the listeners
-
-	mu     sync.Mutex // guards following
-	random *rand.Rand
-	faults bool // may connections break?
-	ends   []*simConn
-}
-
-// dial fits WithDialer.
-func (n *simNetwork) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-	n.memNetwork.mu.Lock()
-	l := n.listeners[addr]
-	n.memNetwork.mu.Unlock()
-	if l == nil {
-		return nil, fmt.Errorf("dial %s: connection refused", addr)
-	}
-	client, server := n.connect(addr)
-	select {
-	case l.conns <- server:
-		return client, nil
-	case <-l.closed:
-		err = fmt.Errorf("dial %s: connection refused", addr)
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	}
-	client.Close()
-	server.Close()
-	return nil, err
-}
-
-// connect makes both ends of a connection. Everything random about it is drawn
-// here, so that it depends on the seed and the order of dials alone.
-func (n *simNetwork) connect(addr string) (client, server *simConn) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	up, down := n.link(), n.link()
-	client = &simConn{in: down, out: up, addr: memAddr(addr)}
-	server = &simConn{in: up, out: down, addr: memAddr(addr)}
-	n.ends = append(n.ends, client, server)
-	return client, server
-}
-
-// link makes one direction of a connection.
-func (n *simNetwork) link() *simLink {
-	base := time.Duration(n.random.IntN(5000)+1) * time.Microsecond
-	jitter := rand.New(rand.NewPCG(n.random.Uint64(), 0))
-	l := &simLink{
-		changed: make(chan struct{}),
-		latency: func() time.Duration { return base + time.Duration(jitter.IntN(1000))*time.Microsecond },
-	}
-	if n.faults && n.random.IntN(4) == 0 {
-		l.fault = []simFault{simReset, simClose}[n.random.IntN(2)]
-		l.faultAt = 150 + n.random.IntN(1200) // mostly after the greeting
-	}
-	return l
-}
-
-// open counts the ends that are not closed.
-func (n *simNetwork) open() int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	open := 0
-	for _, c := range n.ends {
-		if !c.isClosed() {
-			open++
-		}
-	}
-	return open
-}
-
-// A simFault is what becomes of the byte at simLink.faultAt, and of those
-// after it. Bytes that vanish, one way or both, for a time or for ever, would
-// be further ones; a run survives them only once it has heartbeats.
+// A simFault is something that a simulation met.
 type simFault int
 
 const (
 	simNoFault simFault = iota
-	simReset            // both ends get an error
-	simClose            // the reader gets the end of the stream, the writer an error
+
+	// Of connections, at a byte.
+	simReset     // both ends get an error, after what is on its way
+	simResetDrop // both ends get an error at once
+	simClose     // the reader gets the end of the stream, the writer an error
+	simStall     // what one end writes does not arrive for a time
+	simVanish    // what one end writes does not arrive any more
+
+	// Of hosts, at a time.
+	simHoleIn      // nothing reaches the worker
+	simHoleOut     // nothing comes from the worker
+	simFrozen      // the worker's process stands still
+	simDialHung    // a dial met with one of these
+	simDialRefused // nobody was listening
+	simKilled      // the worker's process ended, and its kernel said so
+	simPowerLoss   // the worker's process ended, and nobody said so
+	simGone        // one of these, for good
+	simDrained     // the worker's own Shutdown
+	simEnded       // the ctx of the worker's Serve ended
+	simRestarted   // another worker listened in its place
+	simWriteWaits  // a writer waited for a reader
+	simWriteTimeout
+
+	// Of handlers.
+	simFailed
+	simFinal
+	simRetryAfter
+	simPanicked
+	simExited
+	simTimedOut
+	simStubborn // its ctx ended, and it went on
+	simCrashed  // it brought down its process
+	simLongLine // an instruction or output of more than a chunk
+	simTooLong  // a line that does not fit
+
+	// Of runs.
+	simCanceled
+	simShutDown
+	simLeft // the consumer of a Stream left
+	simTwoRuns
+	simStreamed
+	simSlowConsumer
+	simByInput
+	simConcurrent
+	simStopSoon
+	simKeepGoing
+	simAtMostOnce
+	simRetrying
+	simDismissing
+	simNothingWrong // nothing of all that is harmful
+
+	// What came of it.
+	simLost
+	simSilence    // the coordinator heard nothing for too long
+	simLeaseOver  // the worker heard nothing for too long
+	simRedialed   // a run went on with another session to the same worker
+	simRetried    // a task that had failed was tried again
+	simReturned   // a task came back unstarted
+	simTwice      // a task was executed twice
+	simOverlapped // at the same time
+	simFenced     // a report came when its session was over
+	simStuck      // a handler was reported as stuck
+	simUnknown    // a task's outcome is Unknown
+	simStruckOut  // because its workers were lost with it
+	simNoWorker   // a run ended for want of workers
+	simAllDone    // a run succeeded
+
+	simFaults
 )
 
-const simBuffer = 64 << 10 // of each direction; a writer waits when it is full
-
-var errSimReset = errors.New("connection reset by the simulation")
-
-// A simLink is one direction of a connection.
-type simLink struct {
-	latency func() time.Duration
-	fault   simFault
-	faultAt int
-
-	mu       sync.Mutex // guards following
-	changed  chan struct{}
-	chunks   []simChunk
-	buffered int
-	written  int
-	last     time.Time // when the last chunk arrives: none overtakes another
-	closed   bool      // for writing
-	broken   error     // for both
+var simFaultNames = [simFaults]string{
+	simReset: "reset", simResetDrop: "reset that drops", simClose: "close", simStall: "stall", simVanish: "vanish",
+	simHoleIn: "hole in", simHoleOut: "hole out", simFrozen: "frozen", simDialHung: "dial hung", simDialRefused: "dial refused",
+	simKilled: "killed", simPowerLoss: "power loss", simGone: "gone for good", simDrained: "drained", simEnded: "worker's ctx ended",
+	simRestarted: "restarted", simWriteWaits: "write waited", simWriteTimeout: "write timed out",
+	simFailed: "failed", simFinal: "final", simRetryAfter: "retry after", simPanicked: "panicked", simExited: "Goexit", simTimedOut: "timed out",
+	simStubborn: "ctx ignored", simCrashed: "crashed its worker", simLongLine: "long line", simTooLong: "too long line",
+	simCanceled: "canceled", simShutDown: "coordinator shut down", simLeft: "consumer left", simTwoRuns: "runs side by side",
+	simStreamed: "Stream", simSlowConsumer: "slow consumer", simByInput: "ByInput", simConcurrent: "Concurrent", simStopSoon: "StopSoon", simKeepGoing: "KeepGoing",
+	simAtMostOnce: "at most once", simRetrying: "WithRetry", simDismissing: "WithWorkerShutdown", simNothingWrong: "nothing wrong",
+	simLost: "task lost", simSilence: "silence", simLeaseOver: "lease over", simRedialed: "redialled", simRetried: "retried", simReturned: "returned",
+	simTwice: "executed twice", simOverlapped: "executions overlap", simFenced: "late report", simStuck: "stuck",
+	simUnknown: "Unknown", simStruckOut: "struck out", simNoWorker: "no worker", simAllDone: "all Done",
 }
 
-// A simChunk is bytes that can be read from a time on.
-type simChunk struct {
-	at   time.Time
-	data []byte // none: the end of the stream
-	err  error  // of the end
-}
+func (f simFault) String() string { return simFaultNames[f] }
 
-// change tells whoever waits. l.mu is held.
-func (l *simLink) change() {
-	close(l.changed)
-	l.changed = make(chan struct{})
-}
-
-// push sends a chunk on its way. l.mu is held.
-func (l *simLink) push(c simChunk) {
-	c.at = time.Now().Add(l.latency())
-	if c.at.Before(l.last) {
-		c.at = l.last
+// harmful says whether f can lose a task.
+func (f simFault) harmful() bool {
+	switch {
+	case f >= simReset && f <= simFrozen, f == simKilled, f == simPowerLoss, f == simEnded, f == simCrashed, f == simWriteTimeout, f == simTooLong:
+		return true
 	}
-	l.last = c.at
-	l.chunks = append(l.chunks, c)
-	l.buffered += len(c.data)
-	l.change()
+	return false
 }
 
-// shut ends the stream after what was written. l.mu is held.
-func (l *simLink) shut(err error) {
-	if !l.closed {
-		l.closed = true
-		l.push(simChunk{err: err})
+// A simPlan is a world and what happens in it, drawn from a seed before
+// anything does.
+type simPlan struct {
+	Seed         uint64
+	Calm         time.Duration // from then on nothing breaks any more
+	Network      simNetworkPlan
+	Workers      []simWorkerPlan
+	Coordinators []simCoordinatorPlan
+}
+
+type simWorkerPlan struct {
+	Name       string
+	Categories []string
+	Declared   bool // the worker itself names them
+	Slots      int
+	Start      time.Duration
+	Life       []simLifeEvent
+	Holes      []simHole
+	Reborn     time.Duration // after a crash
+}
+
+type simLifeEvent struct {
+	Kind    simFault // simKilled, simPowerLoss, simDrained, simEnded
+	At      time.Duration
+	Restart time.Duration // after it is over; simNever if never
+}
+
+type simCoordinatorPlan struct {
+	Order        Order
+	Sequence     []string
+	OnFailure    OnFailure
+	Window       int
+	Retry        *Retry
+	AtMostOnce   bool
+	Shutdown     bool // WithWorkerShutdown
+	Interval     time.Duration
+	Silence      time.Duration
+	WorkerWait   time.Duration
+	Handshake    time.Duration
+	TaskTimeout  time.Duration
+	CancelGrace  time.Duration
+	StreamBuffer int
+	ShutdownAt   time.Duration // simNever if never
+	Runs         []simRunPlan
+}
+
+type simRunPlan struct {
+	Start      time.Duration
+	Tasks      []simTaskPlan
+	CancelAt   time.Duration // simNever if never
+	Stream     bool
+	LeaveAfter int           // results of a Stream; -1 for all
+	Consume    time.Duration // how long a result takes
+	Produce    time.Duration // how long the next task takes
+}
+
+type simTaskPlan struct {
+	Category string
+	Kind     simTaskKind
+	Takes    time.Duration
+	Times    int           // how many attempts do as Kind says; those that follow do nothing of the kind
+	After    time.Duration // of simDoRetryAfter
+	Timeout  time.Duration
+	Padding  int // of the instruction
+	Output   int
+}
+
+type simTaskKind int
+
+const (
+	simDo simTaskKind = iota
+	simDoStubborn
+	simDoFail
+	simDoFinal
+	simDoRetryAfter
+	simDoPanic
+	simDoExit
+	simDoCrash
+)
+
+// drawSimPlan draws a world.
+func drawSimPlan(seed uint64) simPlan {
+	random := rand.New(rand.NewPCG(seed, 0))
+	chance := func(n int) bool { return random.IntN(n) == 0 }
+	between := func(least, most time.Duration) time.Duration { return least + simDuration(random, most-least) }
+	some := func(n int, d time.Duration) time.Duration { // once in n times
+		if chance(n) {
+			return simDuration(random, d)
+		}
+		return 0
 	}
-}
+	p := simPlan{Seed: seed}
+	p.Calm = between(100*time.Millisecond, 4*time.Second)
+	p.Network = simNetworkPlan{Latency: between(time.Microsecond, 8*time.Millisecond), Jitter: between(time.Microsecond, 2*time.Millisecond), Buffer: 64 << 10}
+	breaks := !chance(4) // worlds without faults of network and workers must be right too
+	if breaks && !chance(3) {
+		p.Network.Faults = 2 + random.IntN(5)
+	}
+	if chance(3) {
+		p.Network.Buffer = 600 + random.IntN(8<<10)
+	}
+	slow := chance(8)
+	if slow {
+		p.Network.PerByte = simDuration(random, 10*time.Microsecond)
+	}
 
-// A simConn is one end of a connection.
-type simConn struct {
-	in, out *simLink
-	addr    memAddr
-
-	// observe sees what is written before it is on its way.
-	observe func(p []byte)
-
-	mu            sync.Mutex // guards following
-	closed        bool
-	readDeadline  time.Time
-	writeDeadline time.Time
-}
-
-func (c *simConn) isClosed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.closed
-}
-
-func (c *simConn) state() (closed bool, read, write time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.closed, c.readDeadline, c.writeDeadline
-}
-
-func (c *simConn) Read(p []byte) (int, error) {
-	for {
-		c.in.mu.Lock()
-		changed := c.in.changed
-		closed, deadline, _ := c.state()
-		until := deadline
-		switch {
-		case closed:
-			c.in.mu.Unlock()
-			return 0, net.ErrClosed
-		case !deadline.IsZero() && !time.Now().Before(deadline):
-			c.in.mu.Unlock()
-			return 0, os.ErrDeadlineExceeded
-		case len(c.in.chunks) > 0:
-			chunk := &c.in.chunks[0]
-			if !time.Now().Before(chunk.at) {
-				defer c.in.mu.Unlock()
-				if chunk.err != nil {
-					return 0, chunk.err
+	categories := []string{"a", "b", "c"}[:1+random.IntN(3)]
+	lives := breaks && !chance(3)
+	worker := func(cats ...string) {
+		w := simWorkerPlan{Name: fmt.Sprintf("w%d", len(p.Workers)), Categories: cats, Declared: chance(3), Slots: 1 + random.IntN(3)}
+		w.Start = some(10, 2*time.Second)
+		w.Reborn = between(time.Millisecond, time.Second)
+		if lives {
+			at := time.Duration(0)
+			for range random.IntN(3) {
+				e := simLifeEvent{Kind: []simFault{simKilled, simKilled, simPowerLoss, simDrained, simDrained, simEnded}[random.IntN(6)]}
+				at += between(0, p.Calm-at)
+				e.At = at
+				e.Restart = simDuration(random, 2*time.Second)
+				if chance(10) {
+					e.Restart = simNever
 				}
-				n := copy(p, chunk.data)
-				chunk.data = chunk.data[n:]
-				if len(chunk.data) == 0 {
-					c.in.chunks = c.in.chunks[1:]
+				w.Life = append(w.Life, e)
+			}
+			if chance(3) {
+				h := simHole{Kind: []simFault{simHoleIn, simHoleOut, simFrozen}[random.IntN(3)], From: between(0, p.Calm)}
+				h.Until = between(h.From, h.From+2*time.Second)
+				if chance(6) {
+					h.Until = simNever
 				}
-				c.in.buffered -= n
-				c.in.change()
-				return n, nil
-			}
-			if until.IsZero() || chunk.at.Before(until) {
-				until = chunk.at
+				w.Holes = append(w.Holes, h)
 			}
 		}
-		c.in.mu.Unlock()
-		await(changed, until)
+		p.Workers = append(p.Workers, w)
 	}
+	for _, category := range categories {
+		for range 1 + random.IntN(3) {
+			worker(category)
+		}
+	}
+	if chance(3) {
+		worker(categories...)
+	}
+	if breaks && chance(8) { // a rolling restart of all
+		at := simDuration(random, p.Calm)
+		for i := range p.Workers {
+			w := &p.Workers[i]
+			w.Holes = nil
+			w.Life = []simLifeEvent{{simDrained, at, simDuration(random, 20*time.Millisecond)}}
+			at += simDuration(random, 500*time.Millisecond)
+		}
+	}
+
+	for range 1 + random.IntN(6)/5 {
+		c := simCoordinatorPlan{Window: 1 + random.IntN(20), StreamBuffer: 1 + random.IntN(40), ShutdownAt: simNever}
+		c.Order = []Order{ByCategory, ByCategory, ByCategory, ByInput, Concurrent}[random.IntN(5)]
+		if c.Order == ByCategory && chance(4) {
+			c.Sequence = slices.Clone(categories)
+			random.Shuffle(len(categories), func(i, j int) { c.Sequence[i], c.Sequence[j] = c.Sequence[j], c.Sequence[i] })
+		}
+		c.OnFailure = []OnFailure{FinishStage, StopSoon, KeepGoing, KeepGoing}[random.IntN(4)]
+		if chance(2) {
+			c.Retry = &Retry{Attempts: 1 + random.IntN(4), FirstDelay: simDuration(random, 300*time.Millisecond),
+				Factor: 1 + 2*random.Float64(), MaxDelay: simDuration(random, 2*time.Second), Panics: chance(2)}
+		}
+		c.AtMostOnce = chance(5)
+		c.Shutdown = chance(4)
+		c.Interval, c.Silence = 5*time.Second, 15*time.Second
+		if !slow && !chance(3) {
+			c.Interval = between(100*time.Millisecond, 800*time.Millisecond)
+			c.Silence = c.Interval*2 + simDuration(random, c.Interval*2)
+		}
+		c.WorkerWait = between(2*time.Second, 30*time.Second)
+		if chance(10) {
+			c.WorkerWait = time.Duration(random.IntN(2)) * simDuration(random, time.Second)
+		}
+		c.Handshake = between(time.Second, 10*time.Second)
+		c.CancelGrace = between(50*time.Millisecond, 10*time.Second)
+		c.TaskTimeout = some(10, time.Second)
+		if chance(12) {
+			c.ShutdownAt = simDuration(random, p.Calm)
+		}
+		for range 1 + random.IntN(8)/7 {
+			r := simRunPlan{Start: some(3, time.Second), CancelAt: simNever, LeaveAfter: -1, Stream: chance(3)}
+			if chance(10) {
+				r.CancelAt = simDuration(random, p.Calm)
+			}
+			misbehaves := chance(2)
+			for range random.IntN(25) {
+				t := simTaskPlan{Category: categories[random.IntN(len(categories))], Takes: simDuration(random, 40*time.Millisecond)}
+				switch random.IntN(6) {
+				case 0:
+					t.Takes = simDuration(random, 400*time.Millisecond)
+				case 1:
+					t.Takes = 0
+				}
+				if chance(8) {
+					t.Kind = simDoStubborn
+				}
+				if misbehaves && chance(5) {
+					t.Kind = simTaskKind(random.IntN(int(simDoExit) + 1))
+					if breaks && chance(5) {
+						t.Kind = simDoCrash
+					}
+					t.Times = 1 + random.IntN(2)
+					if chance(4) {
+						t.Times = 1000
+					}
+					t.After = simDuration(random, time.Second)
+				}
+				if chance(15) {
+					t.Timeout = simDuration(random, 100*time.Millisecond)
+					if chance(3) {
+						t.Kind, t.Takes = simDoStubborn, simDuration(random, 4*time.Second)
+					}
+				}
+				if chance(15) {
+					t.Padding, t.Output = random.IntN(4000), random.IntN(4000)
+				}
+				if chance(150) && !slow {
+					t.Padding, t.Output = random.IntN(200_000), random.IntN(200_000)
+				}
+				if chance(300) && !slow {
+					t.Padding, t.Output = (1<<20)*random.IntN(2), 1<<20
+				}
+				r.Tasks = append(r.Tasks, t)
+			}
+			if r.Stream {
+				if chance(6) {
+					r.LeaveAfter = random.IntN(len(r.Tasks) + 1)
+				}
+				r.Consume = some(3, 50*time.Millisecond)
+				r.Produce = some(3, 50*time.Millisecond)
+			}
+			c.Runs = append(c.Runs, r)
+		}
+		p.Coordinators = append(p.Coordinators, c)
+	}
+	return p
 }
 
-// await waits for a change, at most until a time if there is one.
-func await(changed <-chan struct{}, until time.Time) {
-	if until.IsZero() {
-		<-changed
-		return
-	}
-	timer := time.NewTimer(time.Until(until))
-	defer timer.Stop()
-	select {
-	case <-changed:
-	case <-timer.C:
-	}
-}
-
-func (c *simConn) Write(p []byte) (int, error) {
-	if c.observe != nil {
-		c.observe(p)
-	}
-	written := 0
-	for len(p) > 0 {
-		c.out.mu.Lock()
-		changed := c.out.changed
-		closed, _, deadline := c.state()
-		switch {
-		case closed:
-			c.out.mu.Unlock()
-			return written, net.ErrClosed
-		case c.out.broken != nil:
-			c.out.mu.Unlock()
-			return written, c.out.broken
-		case !deadline.IsZero() && !time.Now().Before(deadline):
-			c.out.mu.Unlock()
-			return written, os.ErrDeadlineExceeded
-		case c.out.buffered >= simBuffer:
-			c.out.mu.Unlock()
-			await(changed, deadline)
-			continue
+// work is how long everything takes at most once the world is calm.
+func (p simPlan) work() time.Duration {
+	total := 3 * time.Minute
+	for _, c := range p.Coordinators {
+		attempts := 5 // three strikes, and the loss before them
+		if c.Retry != nil {
+			attempts += c.Retry.Attempts
 		}
-		n := min(len(p), simBuffer-c.out.buffered)
-		if c.out.fault != simNoFault && c.out.written+n > c.out.faultAt {
-			n = max(c.out.faultAt-c.out.written, 0)
+		// What dialling again, patience and goodbyes may take.
+		total += 10*time.Second + c.WorkerWait + c.Silence + 3*c.Handshake + c.CancelGrace
+		if c.Shutdown {
+			total += 3 * 30 * time.Second
 		}
-		if n > 0 {
-			c.out.push(simChunk{data: slices.Clone(p[:n])})
-			c.out.written += n
-			written += n
-			p = p[n:]
-		}
-		cut := c.out.fault != simNoFault && c.out.written >= c.out.faultAt && len(p) > 0
-		if cut {
-			c.out.broken = errSimReset
-			if c.out.fault == simClose {
-				c.out.shut(io.EOF)
-			} else {
-				c.out.shut(errSimReset)
+		for _, r := range c.Runs {
+			total += r.Start
+			for _, t := range r.Tasks {
+				once := t.Takes + t.After + r.Consume + r.Produce + 100*time.Millisecond
+				total += time.Duration(attempts) * once
+				total += time.Duration((t.Padding+t.Output)*attempts) * p.Network.PerByte
+				if t.Kind == simDoCrash {
+					total += time.Duration(attempts) * (10 * time.Second)
+				}
 			}
 		}
-		c.out.mu.Unlock()
-		if cut && c.out.fault == simReset {
-			c.in.mu.Lock()
-			c.in.shut(errSimReset)
-			c.in.broken = errSimReset
-			c.in.change()
-			c.in.mu.Unlock()
-		}
 	}
-	return written, nil
+	return total
 }
 
-// Close ends the stream that the other end reads; what it still writes is an
-// error there.
-func (c *simConn) Close() error {
-	c.mu.Lock()
-	first := !c.closed
-	c.closed = true
-	c.mu.Unlock()
-	if !first {
-		return nil
-	}
-	c.out.mu.Lock()
-	c.out.shut(io.EOF)
-	c.out.mu.Unlock()
-	c.in.mu.Lock()
-	c.in.broken = errSimReset
-	c.in.change()
-	c.in.mu.Unlock()
-	return nil
-}
-
-// CloseWrite ends the stream that the other end reads.
-func (c *simConn) CloseWrite() error {
-	c.out.mu.Lock()
-	defer c.out.mu.Unlock()
-	c.out.shut(io.EOF)
-	c.out.broken = net.ErrClosed
-	return nil
-}
-
-func (c *simConn) LocalAddr() net.Addr  { return c.addr }
-func (c *simConn) RemoteAddr() net.Addr { return c.addr }
-
-func (c *simConn) SetDeadline(t time.Time) error {
-	c.SetReadDeadline(t)
-	return c.SetWriteDeadline(t)
-}
-
-func (c *simConn) SetReadDeadline(t time.Time) error {
-	c.mu.Lock()
-	c.readDeadline = t
-	c.mu.Unlock()
-	c.in.mu.Lock()
-	c.in.change()
-	c.in.mu.Unlock()
-	return nil
-}
-
-func (c *simConn) SetWriteDeadline(t time.Time) error {
-	c.mu.Lock()
-	c.writeDeadline = t
-	c.mu.Unlock()
-	c.out.mu.Lock()
-	c.out.change()
-	c.out.mu.Unlock()
-	return nil
-}
-
-// A simulation is one run, drawn from a seed, and what was seen of it.
+// A simulation is a world while it is simulated, and what was seen of it.
 type simulation struct {
 	t       *testing.T
-	seed    uint64
-	random  *rand.Rand
+	plan    simPlan
 	network simNetwork
+	serving sync.WaitGroup
+	lives   []*simLife
+	runs    []*simRun
+	living  context.Context // ends when all is over
+	hurried context.Context // ends when a run has taken too long
 
-	categories []string
-	workers    []*simWorker
-	tasks      []Task
-	order      Order
-	config     string // for messages
-
-	mu     sync.Mutex // guards following
-	starts []simStart
-	sends  []simSend
-	events map[int][]simEvent // by task
+	// guarded by network.mu
+	failures  []string
+	processes []*simProcess
+	trace     []simTraced
+	met       [simFaults]bool
+	verbose   bool // PING and PONG are traced too
+	runIDs    map[string]*simRun
+	jitters   map[time.Duration]uint64 // calls so far at a time
 }
 
-type simWorker struct {
-	name       string
-	categories []string
-	slots      int
-	worker     *Worker
-	cancel     func()
+// A simTraced is a line of the trace: a text, or what was said over a
+// connection.
+type simTraced struct {
+	at        time.Duration
+	conn      *simConn
+	direction string
+	text      string
 }
 
-// A simStart is a call of the handler.
-type simStart struct {
-	at      time.Time
-	worker  string
-	task    int
-	attempt int
-	verdict string // what it came to: done, failed, panicked, canceled; "" as long as it runs
+// A simLife is that of a worker's address: one process after another.
+type simLife struct {
+	sim     *simulation
+	plan    *simWorkerPlan
+	current *simProcess // guarded by network.mu
+	number  int
 }
 
-// A simSend is a RUN that the coordinator wrote.
-type simSend struct {
-	at            time.Time
-	task, attempt int
+// A simProcess is a worker from its start to its end.
+type simProcess struct {
+	life     *simLife
+	name     string
+	worker   *Worker
+	cancel   context.CancelFunc
+	listener *simListener
+
+	// guarded by network.mu
+	killed  time.Duration // simNever until it is
+	reborn  time.Duration // after it has served
+	running int           // handlers
 }
 
-type simEvent struct {
-	at     time.Time
+// A simRun is a call of Run or Stream.
+type simRun struct {
+	sim         *simulation
+	number      int
+	coordinator *simCoordinatorPlan
+	plan        *simRunPlan
+	tasks       []Task
+	id          string
+
+	began, ended time.Duration
+	left         time.Duration // when the consumer of a Stream left; simNever if it did not
+	results      []Result      // yielded by a Stream in this order
+	report       *Report       // of Run
+	err          error
+
+	// guarded by network.mu
+	executions []*simExecution
+	done       map[int][]simDone
+	taken      map[[2]int]time.Duration // by task and attempt: when it was handed to a session
+	opened     map[string]int           // sessions, by address
+}
+
+type simDone struct {
+	at     time.Duration
 	result Result
 }
 
-func (s *simulation) fail(format string, args ...any) {
-	s.t.Helper()
-	s.t.Errorf("seed %d (run again with -sim.seed=%d -sim.seeds=1; %s): %s", s.seed, s.seed, s.config, fmt.Sprintf(format, args...))
+// A simExecution is a call of the handler.
+type simExecution struct {
+	process       *simProcess
+	task, attempt int
+	from, until   time.Duration // until is simNever while it runs
+	verdict       string
+	obeys         bool // its ctx
 }
 
-// handler does what the instruction says: KIND MILLISECONDS …
-func (s *simulation) handler(name string) HandlerFunc {
-	return func(ctx context.Context, task Task) (output string, err error) {
-		info, _ := TaskInfoFrom(ctx)
-		s.mu.Lock()
-		number := len(s.starts)
-		s.starts = append(s.starts, simStart{at: time.Now(), worker: name, task: info.Task, attempt: info.Attempt})
-		s.mu.Unlock()
-		verdict := "panicked"
-		defer func() {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.starts[number].verdict = verdict
-		}()
-		f := strings.Fields(task.Instruction)
-		ms, _ := strconv.Atoi(f[1])
-		if f[0] == "stubborn" {
-			time.Sleep(time.Duration(ms) * time.Millisecond)
-		} else if ms > 0 {
-			select {
-			case <-time.After(time.Duration(ms) * time.Millisecond):
-			case <-ctx.Done():
-				verdict = "canceled"
-				return "", ctx.Err()
+// A simConnLog is what was said over a connection.
+type simConnLog struct {
+	welcomed bool
+	sent     []simLine     // by the coordinator
+	got      []simLine     // by the worker
+	said     []simLine     // by the worker
+	heard    []simLine     // by the coordinator
+	lost     time.Duration // when the coordinator took it for lost; simNever if never
+	lostWhy  error
+	farewell time.Duration // when the coordinator heard GOODBYE; simNever if never
+}
+
+type simLine struct {
+	at            time.Duration
+	verb          string
+	task, attempt int
+	kind          string
+	text          string
+}
+
+// note takes note of something met. network.mu is held.
+func (s *simulation) note(what simFault, conn *simConn, format string, args ...any) {
+	if s.met[what] && what >= simHoleIn && what <= simWriteTimeout && what != simKilled && what != simDrained && what != simRestarted {
+		return // it can be noted for every chunk
+	}
+	s.met[what] = true
+	name := ""
+	if conn != nil {
+		name = conn.name + " "
+	}
+	s.tracef("%s*** %v: %s", name, what, fmt.Sprintf(format, args...))
+}
+
+// meet is note where network.mu is not held.
+func (s *simulation) meet(what simFault, format string, args ...any) {
+	s.network.mu.Lock()
+	defer s.network.mu.Unlock()
+	s.met[what] = true
+	s.tracef("*** %v: %s", what, fmt.Sprintf(format, args...))
+}
+
+// tracef adds a line to the trace. network.mu is held.
+func (s *simulation) tracef(format string, args ...any) {
+	s.trace = append(s.trace, simTraced{at: s.network.since(), text: fmt.Sprintf(format, args...)})
+}
+
+// fail notes that an invariant does not hold. network.mu is held.
+func (s *simulation) fail(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	s.failures = append(s.failures, text)
+	s.tracef("!!! %s", text)
+}
+
+// jitter stands for coordinatorConfig.jitter. It depends on the seed and the
+// time alone, and on how many have asked at that time.
+func (s *simulation) jitter(c *simCoordinatorPlan) func(most time.Duration) time.Duration {
+	limit := defaultBackoff.most
+	if c.Retry != nil {
+		limit = max(limit, c.Retry.MaxDelay)
+	}
+	return func(most time.Duration) time.Duration {
+		s.network.mu.Lock()
+		defer s.network.mu.Unlock()
+		if most > limit {
+			s.fail("backoff: a slot of %v is over the cap of %v", most, limit)
+		}
+		now := s.network.since()
+		s.jitters[now]++
+		return simDuration(rand.New(rand.NewPCG(s.plan.Seed, uint64(now)+s.jitters[now])), most)
+	}
+}
+
+// logLines cuts what goes through one end of a connection into lines. n.mu is
+// held.
+func (c *simConn) logLines(begun *[]byte, b []byte, written bool) {
+	for len(b) > 0 {
+		i := bytes.IndexByte(b, '\n')
+		if i < 0 {
+			*begun = append(*begun, b...)
+			return
+		}
+		line := string(append(*begun, b[:i]...))
+		*begun = (*begun)[:0]
+		b = b[i+1:]
+		c.network.sim.logLine(c, line, written)
+	}
+}
+
+// logLine logs a line that one end has read or written. network.mu is held.
+func (s *simulation) logLine(c *simConn, text string, written bool) {
+	client := c
+	direction := "> "
+	var log *[]simLine
+	switch {
+	case c.out.incoming && written:
+		log = &c.log.sent
+	case c.out.incoming:
+		log, direction = &c.log.heard, "<<"
+	case written:
+		client = c.peer
+		log, direction = &client.log.said, "< "
+	default:
+		client = c.peer
+		log, direction = &client.log.got, ">>"
+	}
+	at := s.network.since()
+	verb, rest, _ := strings.Cut(text, " ")
+	if verb != "PING" && verb != "PONG" || s.verbose {
+		s.trace = append(s.trace, simTraced{at, client, direction, text[:min(len(text), 100)]})
+	}
+	line := simLine{at: at, verb: verb}
+	number := func() int {
+		var word string
+		word, rest, _ = strings.Cut(rest, " ")
+		n, _ := strconv.Atoi(word)
+		return n
+	}
+	switch verb {
+	case "RUN":
+		line.task = number()
+		line.attempt = number()
+		number()
+	case "DONE":
+		line.task = number()
+		number()
+	case "FAIL":
+		line.task = number()
+		line.kind, rest, _ = strings.Cut(rest, " ")
+		number()
+	case "RETURN":
+		line.task = number()
+	case "ERROR":
+		if strings.Contains(rest, "no answer to a PING") {
+			s.met[simLeaseOver] = true
+		}
+	case "HELLO":
+		for r := range strings.SplitSeq(rest, `"`) {
+			if len(r) == 26 && s.runIDs[r] == nil { // it is the run's id
+				s.runIDs[r] = s.runs[client.run]
+				s.runs[client.run].id = r
 			}
 		}
-		switch f[0] {
-		case "fail":
-			verdict = "failed"
-			return "", errors.New("told to fail")
-		case "panic":
-			panic("told to panic")
-		case "exit":
-			runtime.Goexit()
+	case "GOODBYE":
+		if direction == "<<" {
+			client.log.farewell = at
 		}
-		verdict = "done"
-		return fmt.Sprintf("%s %d %d", name, info.Task, info.Attempt), nil
+	case "PING", "PONG":
+		return
+	}
+	if len(text) > chunkBytes {
+		s.met[simLongLine] = true
+	}
+	line.text = rest
+	*log = append(*log, line)
+}
+
+// live has a worker's address go through what its plan says.
+func (l *simLife) live(ctx context.Context) {
+	if !sleep(ctx, l.plan.Start) {
+		return
+	}
+	l.start(ctx)
+	for _, e := range l.plan.Life {
+		if !sleep(ctx, e.At-l.sim.network.sinceStart()) {
+			return
+		}
+		l.sim.network.mu.Lock()
+		p := l.current
+		l.sim.network.mu.Unlock()
+		if p == nil {
+			continue
+		}
+		l.sim.meet(e.Kind, "worker %s", p.name)
+		if e.Restart == simNever {
+			l.sim.meet(simGone, "worker %s", p.name)
+		}
+		switch e.Kind {
+		case simKilled, simPowerLoss:
+			p.kill(ctx, e.Kind == simPowerLoss, e.Restart)
+		case simDrained:
+			p.setReborn(e.Restart)
+			l.sim.serving.Go(func() { p.worker.Shutdown(context.Background()) })
+		case simEnded:
+			p.setReborn(e.Restart)
+			p.cancel()
+		}
 	}
 }
 
-// chance is true once in n times.
-func (s *simulation) chance(n int) bool { return s.random.IntN(n) == 0 }
-
-func (s *simulation) run() {
-	s.network.random = rand.New(rand.NewPCG(s.random.Uint64(), 1))
-	s.network.faults = s.chance(2)
-	s.events = make(map[int][]simEvent)
-	s.categories = []string{"a", "b", "c"}[:1+s.random.IntN(3)]
-
-	var serving sync.WaitGroup
-	options := []CoordinatorOption{WithDialer(s.dial)}
-	start := func(categories ...string) {
-		name := fmt.Sprintf("w%d", len(s.workers))
-		w := &simWorker{name: name, categories: categories, slots: 1 + s.random.IntN(3)}
-		w.worker = NewWorker(s.handler(name), WithName(name), WithSlots(w.slots))
-		ctx, cancel := context.WithCancel(context.Background())
-		w.cancel = cancel
-		addr := name + ":1"
-		ln := s.network.listen(addr)
-		serving.Go(func() { w.worker.Serve(ctx, ln) })
-		s.workers = append(s.workers, w)
-		for _, category := range categories {
-			options = append(options, WithWorkers(category, addr))
-		}
-	}
-	for _, category := range s.categories {
-		for range 1 + s.random.IntN(3) {
-			start(category)
-		}
-	}
-	if s.chance(3) {
-		start(s.categories...)
-	}
-
-	kinds := []string{"do", "do", "do", "do", "do", "do", "stubborn"}
-	if s.chance(4) {
-		kinds = append(kinds, "fail", "panic", "exit")
-	}
-	for i := range s.random.IntN(60) {
-		kind := kinds[s.random.IntN(len(kinds))]
-		padding := ""
-		if s.chance(20) {
-			padding = strings.Repeat("x\n", s.random.IntN(2000))
-		}
-		s.tasks = append(s.tasks, Task{
-			Category:    s.categories[s.random.IntN(len(s.categories))],
-			Instruction: fmt.Sprintf("%s %d %d %s", kind, s.random.IntN(4)*s.random.IntN(30), i, padding),
-		})
-	}
-	if s.chance(10) {
-		s.tasks = append(s.tasks, Task{Category: s.categories[0], Instruction: "do 0 " + strings.Repeat("y", 1<<20)})
-	}
-
-	switch s.random.IntN(6) {
-	case 0, 1:
-		s.order = ByInput
-	case 2:
-		s.order = Concurrent
-	}
-	onFailure := []OnFailure{FinishStage, FinishStage, StopSoon, KeepGoing}[s.random.IntN(4)]
-	tries, once := 1, s.chance(4)
-	if s.chance(3) {
-		tries = 2 + s.random.IntN(2)
-	}
-	wait := time.Duration(s.random.IntN(3)) * time.Second
-	window := 1 + s.random.IntN(20)
-	shutdown := s.chance(3)
-	options = append(options, WithOrder(s.order), WithWindow(window), WithOnFailure(onFailure), WithRetry(Retry{Attempts: tries, Panics: true}), WithWorkerWait(wait))
-	if once {
-		options = append(options, WithAtMostOnce())
-	}
-	options = append(options, WithObserver(Observer{TaskDone: func(i TaskDoneInfo) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.events[i.Result.Index] = append(s.events[i.Result.Index], simEvent{time.Now(), i.Result})
-	}}))
-	if shutdown {
-		options = append(options, WithWorkerShutdown())
-	}
-	c, err := NewCoordinator(options...)
-	if err != nil {
-		s.fail("%v", err)
+// start starts a process, unless there is one.
+func (l *simLife) start(ctx context.Context) {
+	s := l.sim
+	s.network.mu.Lock()
+	if l.current != nil || ctx.Err() != nil {
+		s.network.mu.Unlock()
 		return
 	}
+	l.number++
+	p := &simProcess{life: l, name: fmt.Sprintf("%s.%d", l.plan.Name, l.number), killed: simNever, reborn: l.plan.Reborn}
+	l.current = p
+	if l.number > 1 {
+		s.met[simRestarted] = true
+	}
+	s.tracef("*** worker %s starts", p.name)
+	s.processes = append(s.processes, p)
+	s.network.mu.Unlock()
+	options := []WorkerOption{WithName(p.name), WithSlots(l.plan.Slots)}
+	if l.plan.Declared {
+		options = append(options, WithCategories(l.plan.Categories...))
+	}
+	p.worker = NewWorker(HandlerFunc(p.handle), options...)
+	serveCtx, cancel := context.WithCancel(ctx)
+	p.cancel = cancel
+	p.listener = s.network.listen(l.plan.Name, p)
+	s.serving.Go(func() {
+		err := p.worker.Serve(serveCtx, p.listener)
+		s.network.mu.Lock()
+		s.tracef("*** worker %s has served: %v", p.name, err)
+		reborn := p.reborn
+		s.network.mu.Unlock()
+		p.over(ctx, reborn)
+	})
+}
 
-	// What happens meanwhile, at random times.
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	var timers []*time.Timer
-	var happens []string
-	later := func(what string, f func()) {
-		after := time.Duration(s.random.IntN(400)) * time.Millisecond
-		happens = append(happens, fmt.Sprintf("%s after %v", what, after))
-		timers = append(timers, time.AfterFunc(after, f))
+func (p *simProcess) setReborn(d time.Duration) {
+	p.life.sim.network.mu.Lock()
+	defer p.life.sim.network.mu.Unlock()
+	p.reborn = d
+}
+
+// over has another process follow p after a time.
+func (p *simProcess) over(ctx context.Context, reborn time.Duration) {
+	l := p.life
+	l.sim.network.mu.Lock()
+	current := l.current == p
+	if current {
+		l.current = nil
 	}
-	canceled, closed := s.chance(6), s.chance(6)
-	if canceled {
-		later("cancel", cancel)
+	l.sim.network.mu.Unlock()
+	if current && reborn != simNever {
+		l.sim.serving.Go(func() {
+			if sleep(ctx, reborn) {
+				l.start(ctx)
+			}
+		})
 	}
-	if closed {
-		later("coordinator shutdown", func() { c.Shutdown(ctx) })
+}
+
+// kill ends a process at once. Its goroutines go on, since there is no way to
+// end them, but nothing comes of what they do.
+func (p *simProcess) kill(ctx context.Context, silent bool, reborn time.Duration) {
+	s := p.life.sim
+	s.network.mu.Lock()
+	if p.killed != simNever {
+		s.network.mu.Unlock()
+		return
 	}
-	for _, w := range s.workers {
-		switch {
-		case s.chance(8):
-			later(w.name+" shutdown", func() { w.worker.Shutdown(context.Background()) })
-		case s.chance(12):
-			later(w.name+" killed", w.cancel)
+	p.killed = s.network.since()
+	for _, r := range s.runs {
+		for _, e := range r.executions {
+			if e.process == p && e.until == simNever {
+				e.until, e.verdict = p.killed, "killed"
+			}
 		}
 	}
-	s.config = fmt.Sprintf("%d tasks, %d workers, %v, %v, window %d, %d tries, at most once %v, wait %v, shutdown %v, faults %v, %s",
-		len(s.tasks), len(s.workers), s.order, onFailure, window, tries, once, wait, shutdown, s.network.faults, strings.Join(happens, ", "))
-	if testing.Verbose() && *simSeeds == 1 {
-		s.t.Log(s.config)
-	}
+	s.network.mu.Unlock()
+	s.network.kill(p, silent)
+	p.listener.Close()
+	p.cancel()
+	p.over(ctx, reborn)
+}
 
-	began := time.Now()
-	report, err := c.Run(ctx, s.tasks)
-	if took := time.Since(began); took > 5*time.Minute {
-		s.fail("I9: the run took %v", took)
+// handle is the handler.
+func (p *simProcess) handle(ctx context.Context, task Task) (output string, err error) {
+	s := p.life.sim
+	var run, number int
+	fmt.Sscan(task.Instruction, &run, &number)
+	r := s.runs[run]
+	t := r.plan.Tasks[number]
+	kind := t.Kind
+	info, _ := TaskInfoFrom(ctx)
+	if t.Times > 0 && info.Attempt > t.Times {
+		kind = simDo
 	}
-	for _, timer := range timers {
-		timer.Stop()
-	}
+	e := &simExecution{process: p, task: number, attempt: info.Attempt, until: simNever, obeys: kind != simDoStubborn}
 	s.network.mu.Lock()
-	for i := 0; i < len(s.network.ends); i += 2 { // those of the coordinator
-		if !s.network.ends[i].isClosed() {
-			s.fail("I8: Run left the connection to %s open", s.network.ends[i].addr)
+	e.from = s.network.since()
+	if p.killed != simNever {
+		s.network.mu.Unlock()
+		return "", errors.New("its process is dead")
+	}
+	if info.Task != number || task.Category != t.Category {
+		s.fail("task %d (%d of run %d) came as task %d of category %q", number, number, run, info.Task, task.Category)
+	}
+	if p.running++; p.running > p.life.plan.Slots {
+		s.fail("slots: worker %s with %d slots executes %d tasks", p.name, p.life.plan.Slots, p.running)
+	}
+	r.executions = append(r.executions, e)
+	s.tracef("    %s starts %d/%d attempt %d", p.name, run, number, info.Attempt)
+	s.network.mu.Unlock()
+
+	verdict := "exited"
+	defer func() {
+		s.network.mu.Lock()
+		defer s.network.mu.Unlock()
+		p.running--
+		if e.until == simNever {
+			e.until, e.verdict = s.network.since(), verdict
+			s.tracef("    %s ends %d/%d attempt %d: %s", p.name, run, number, info.Attempt, verdict)
+		}
+	}()
+	if kind == simDoStubborn {
+		time.Sleep(t.Takes)
+		if ctx.Err() != nil {
+			s.meet(simStubborn, "%d/%d", run, number)
+		}
+	} else if t.Takes > 0 {
+		timer := time.NewTimer(t.Takes)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			verdict = "canceled"
+			if ctx.Err() == context.DeadlineExceeded {
+				verdict = "timed out"
+				s.meet(simTimedOut, "%d/%d", run, number)
+			}
+			return "", ctx.Err()
+		}
+	}
+	switch kind {
+	case simDoFail:
+		s.meet(simFailed, "%d/%d", run, number)
+		verdict = "failed"
+		return "", errors.New("told to fail")
+	case simDoFinal:
+		s.meet(simFinal, "%d/%d", run, number)
+		verdict = "failed for good"
+		return "", fmt.Errorf("wrapped: %w", Final(errors.New("told to fail for good")))
+	case simDoRetryAfter:
+		s.meet(simRetryAfter, "%d/%d", run, number)
+		verdict = "failed"
+		return "", RetryAfter(errors.New("told to ask for another go"), t.After)
+	case simDoPanic:
+		s.meet(simPanicked, "%d/%d", run, number)
+		verdict = "panicked"
+		panic("told to panic")
+	case simDoExit:
+		s.meet(simExited, "%d/%d", run, number)
+		runtime.Goexit()
+	case simDoCrash:
+		s.meet(simCrashed, "%d/%d", run, number)
+		p.kill(s.living, false, p.life.plan.Reborn)
+		return "", errors.New("its process is dead")
+	}
+	verdict = "done"
+	return simOutput(p.name, number, info.Attempt, t.Output), nil
+}
+
+func simOutput(worker string, task, attempt, padding int) string {
+	return fmt.Sprintf("%s %d %d%s", worker, task, attempt, strings.Repeat("\n", padding/2))
+}
+
+// newSimulation makes a world. It must be called in the bubble that it lives in.
+func newSimulation(t *testing.T, plan simPlan) *simulation {
+	s := &simulation{t: t, plan: plan, runIDs: make(map[string]*simRun), jitters: make(map[time.Duration]uint64)}
+	s.network = simNetwork{seed: plan.Seed, plan: plan.Network, calm: plan.Calm, holes: make(map[string][]simHole), start: time.Now(), sim: s,
+		listeners: make(map[string]*simListener), dials: make(map[simDial]int), drawn: make(map[string]simConnPlan)}
+	for i := range plan.Workers {
+		w := &plan.Workers[i]
+		s.lives = append(s.lives, &simLife{sim: s, plan: w})
+		s.network.holes[w.Name] = w.Holes
+	}
+	for i := range plan.Coordinators {
+		c := &plan.Coordinators[i]
+		for j := range c.Runs {
+			r := &simRun{sim: s, number: len(s.runs), coordinator: c, plan: &c.Runs[j], left: simNever,
+				done: make(map[int][]simDone), taken: make(map[[2]int]time.Duration), opened: make(map[string]int)}
+			for k, task := range r.plan.Tasks {
+				r.tasks = append(r.tasks, Task{Category: task.Category, Timeout: task.Timeout,
+					Instruction: fmt.Sprintf("%d %d %s", r.number, k, strings.Repeat("x", task.Padding))})
+			}
+			s.runs = append(s.runs, r)
+		}
+	}
+	return s
+}
+
+// options are those of a coordinator.
+func (s *simulation) options(c *simCoordinatorPlan) []CoordinatorOption {
+	options := []CoordinatorOption{WithDialer(s.network.dial), WithOrder(c.Order), WithOnFailure(c.OnFailure), WithWindow(c.Window),
+		WithHeartbeat(c.Interval, c.Silence), WithWorkerWait(c.WorkerWait), WithHandshakeTimeout(c.Handshake), WithTaskTimeout(c.TaskTimeout),
+		WithCancelGrace(c.CancelGrace), WithStreamBuffer(c.StreamBuffer), WithObserver(s.observer())}
+	for _, w := range s.plan.Workers {
+		for _, category := range w.Categories {
+			// An address for each category, so that it is known what is dialled.
+			options = append(options, WithWorkers(category, fmt.Sprintf("%s-%s:1", w.Name, category)))
+		}
+	}
+	if c.Sequence != nil {
+		options = append(options, WithSequence(c.Sequence...))
+	}
+	if c.Retry != nil {
+		options = append(options, WithRetry(*c.Retry))
+	}
+	if c.AtMostOnce {
+		options = append(options, WithAtMostOnce())
+	}
+	if c.Shutdown {
+		options = append(options, WithWorkerShutdown())
+	}
+	return options
+}
+
+// observer logs what it is told. The calls come at the very time of what they
+// are about, by the bubble's clock.
+func (s *simulation) observer() Observer {
+	locked := func(id string, f func(r *simRun, now time.Duration)) {
+		s.network.mu.Lock()
+		defer s.network.mu.Unlock()
+		if r := s.runIDs[id]; r != nil {
+			f(r, s.network.since())
+		}
+	}
+	return Observer{
+		TaskSent: func(i TaskSentInfo) {
+			locked(i.Run, func(r *simRun, now time.Duration) { r.taken[[2]int{i.Index, i.Attempt}] = now })
+		},
+		TaskDone: func(i TaskDoneInfo) {
+			locked(i.Run, func(r *simRun, now time.Duration) {
+				r.done[i.Result.Index] = append(r.done[i.Result.Index], simDone{now, i.Result})
+				s.tracef("    %d/%d is %v after %d attempts and %d losses: %v", r.number, i.Result.Index, i.Result.Outcome, i.Result.Attempts, i.Result.Losses, i.Result.Err)
+			})
+		},
+		SessionOpened: func(i SessionOpenedInfo) {
+			locked(i.Run, func(r *simRun, now time.Duration) { r.opened[i.Addr]++ })
+		},
+		SessionLost: func(i SessionLostInfo) {
+			locked(i.Run, func(r *simRun, now time.Duration) {
+				for _, c := range slices.Backward(s.network.conns) {
+					if c.run == r.number && c.addr == i.Addr {
+						c.log.lost, c.log.lostWhy = now, i.Err
+						s.tracef("%s is over, goodbye %v: %v", c.name, i.Goodbye, i.Err)
+						break
+					}
+				}
+			})
+		},
+	}
+}
+
+// run calls Run, or Stream.
+func (r *simRun) run(c *Coordinator) {
+	ctx, cancel := context.WithCancel(context.WithValue(r.sim.hurried, simRunKey{}, r.number))
+	defer cancel()
+	if r.plan.CancelAt != simNever {
+		defer time.AfterFunc(r.plan.CancelAt, cancel).Stop()
+	}
+	sleep(context.Background(), r.plan.Start)
+	r.began = r.sim.network.sinceStart()
+	if r.plan.Stream {
+		for result, err := range c.Stream(ctx, r.seq()) {
+			if err != nil {
+				r.err = err
+				break
+			}
+			if len(r.results) == r.plan.LeaveAfter {
+				r.left = r.sim.network.sinceStart()
+				break
+			}
+			r.results = append(r.results, result)
+			sleep(context.Background(), r.plan.Consume)
+		}
+	} else {
+		r.report, r.err = c.Run(ctx, r.tasks)
+	}
+	r.ended = r.sim.network.sinceStart()
+	r.sim.network.mu.Lock()
+	defer r.sim.network.mu.Unlock()
+	r.sim.tracef("run %d has ended: %v", r.number, r.err)
+}
+
+func (r *simRun) seq() iter.Seq[Task] {
+	return func(yield func(Task) bool) {
+		for _, task := range r.tasks {
+			sleep(context.Background(), r.plan.Produce)
+			if !yield(task) {
+				return
+			}
+		}
+	}
+}
+
+// simulate has the world go on until everything is over, and checks what was
+// seen.
+func (s *simulation) simulate() {
+	living, stopLiving := context.WithCancel(context.Background())
+	hurried, hurry := context.WithCancel(context.Background())
+	defer stopLiving()
+	defer hurry()
+	s.living, s.hurried = living, hurried
+	for _, l := range s.lives {
+		s.serving.Go(func() { l.live(living) })
+	}
+	limit := s.plan.Calm + s.plan.work()
+	watchdog := time.AfterFunc(limit, func() {
+		s.network.mu.Lock()
+		s.fail("I9: no end %v after the last fault", s.plan.work())
+		s.network.mu.Unlock()
+		hurry()
+	})
+	panicker := time.AfterFunc(limit+10*time.Minute, func() {
+		panic(fmt.Sprintf("seed %d: no end even after ctx ended\n%s", s.plan.Seed, s.traceText()))
+	})
+	var runs sync.WaitGroup
+	number := 0
+	for i := range s.plan.Coordinators {
+		plan := &s.plan.Coordinators[i]
+		c, err := NewCoordinator(s.options(plan)...)
+		if err != nil {
+			panic(err)
+		}
+		c.config.jitter = s.jitter(plan)
+		for range plan.Runs {
+			r := s.runs[number]
+			number++
+			runs.Go(func() { r.run(c) })
+		}
+		if plan.ShutdownAt != simNever {
+			defer time.AfterFunc(plan.ShutdownAt, func() { c.Shutdown(living) }).Stop()
+		}
+	}
+	runs.Wait()
+	watchdog.Stop()
+	panicker.Stop()
+	s.network.mu.Lock()
+	for _, c := range s.network.conns {
+		if !c.closed {
+			s.fail("I8: the coordinator has left %s open", c.name)
 		}
 	}
 	s.network.mu.Unlock()
@@ -579,217 +1032,151 @@ func (s *simulation) run() {
 	// does whatever is still on its way.
 	time.Sleep(time.Minute)
 	synctest.Wait()
-	for _, w := range s.workers {
-		w.worker.mu.Lock()
-		if len(w.worker.sessions) > 0 || w.worker.free != w.slots {
-			s.fail("I8: worker %s has %d sessions and %d of %d slots free", w.name, len(w.worker.sessions), w.worker.free, w.slots)
-		}
-		w.worker.mu.Unlock()
+	open := s.network.open()
+	s.network.mu.Lock()
+	processes := s.processes
+	for _, name := range open {
+		s.fail("I8: the worker has left %s open", name)
 	}
-	if open := s.network.open(); open > 0 {
-		s.fail("I8: %d ends of connections are open", open)
-	}
-	for _, w := range s.workers {
-		w.cancel()
-	}
-	serving.Wait()
-	s.check(report, err)
-	if once {
-		for _, r := range report.Results {
-			if r.Losses > 1 || r.Losses == 1 && r.Outcome != Unknown {
-				s.fail("task %d is %v with %d losses, though it may be executed at most once", r.Index, r.Outcome, r.Losses)
-			}
+	s.network.mu.Unlock()
+	for _, p := range processes {
+		if stats := p.worker.Stats(); stats.Sessions > 0 || stats.Running > 0 || stats.Stuck > 0 || stats.Waiting > 0 {
+			s.network.mu.Lock()
+			s.fail("I8: worker %s is left with %+v", p.name, stats)
+			s.network.mu.Unlock()
 		}
 	}
+	stopLiving()
+	s.serving.Wait()
+	s.network.mu.Lock()
+	defer s.network.mu.Unlock()
+	s.check()
 }
 
-// dial notes what the coordinator sends.
-func (s *simulation) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	conn, err := s.network.dial(ctx, network, addr)
-	if err != nil {
-		return nil, err
+// traceText is the trace to be read.
+func (s *simulation) traceText() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "calm after %v, %+v\n", s.plan.Calm, s.plan.Network)
+	for _, w := range s.plan.Workers {
+		fmt.Fprintf(&b, "%+v\n", w)
 	}
-	conn.(*simConn).observe = func(p []byte) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for line := range strings.Lines(string(p)) {
-			var send simSend
-			if _, err := fmt.Sscanf(line, "RUN %d %d ", &send.task, &send.attempt); err == nil {
-				send.at = time.Now()
-				s.sends = append(s.sends, send)
+	for _, c := range s.plan.Coordinators {
+		runs := c.Runs
+		c.Runs = nil
+		fmt.Fprintf(&b, "coordinator %+v retry %+v\n", c, c.Retry)
+		for _, r := range runs {
+			tasks := r.Tasks
+			r.Tasks = nil
+			fmt.Fprintf(&b, "  run %+v\n", r)
+			for i, t := range tasks {
+				fmt.Fprintf(&b, "    %d %+v\n", i, t)
 			}
 		}
 	}
-	return conn, nil
+	for _, t := range s.trace {
+		name := ""
+		if t.conn != nil {
+			name = t.conn.name + " " + t.direction + " "
+		}
+		fmt.Fprintf(&b, "%13.9f %s%s\n", t.at.Seconds(), name, t.text)
+	}
+	return b.String()
 }
 
-// stageOf is the number of a task's stage.
-func (s *simulation) stageOf(task int) int {
-	switch s.order {
-	case ByInput:
-		return task
-	case Concurrent:
-		return 0
-	}
-	return slices.Index(s.categories, s.tasks[task].Category)
+// runSeed simulates the world of a seed, in a bubble of its own.
+func runSeed(t *testing.T, seed uint64) (s *simulation) {
+	synctest.Test(t, func(t *testing.T) {
+		s = newSimulation(t, drawSimPlan(seed))
+		s.verbose = *simSeeds == 1
+		s.simulate()
+	})
+	return s
 }
 
-func (s *simulation) check(report *Report, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(report.Results) != len(s.tasks) {
-		s.fail("I1: %d results for %d tasks", len(report.Results), len(s.tasks))
-		return
-	}
-	executions := make(map[int][]simStart)
-	for _, start := range s.starts {
-		executions[start.task] = append(executions[start.task], start)
-	}
-
-	// When each stage ended, by its last outcome. The observer is called at the
-	// very time at which the task was settled, by the bubble's clock.
-	ended := make(map[int]time.Time)
-	var counts Counts
-	for i, r := range report.Results {
-		var te *TaskError
-		if r.Index != i || r.Task.Instruction != s.tasks[i].Instruction {
-			s.fail("I3: result %d is that of task %d", i, r.Index)
-		}
-		if r.Outcome < Done || r.Outcome > Unknown {
-			s.fail("I1: task %d has the outcome %v", i, r.Outcome)
-		}
-		if (r.Outcome != Done) != errors.As(r.Err, &te) || te != nil && te.Outcome != r.Outcome {
-			s.fail("I1: task %d is %v with %v", i, r.Outcome, r.Err)
-		}
-		counts.add(r.Outcome)
-		events := s.events[i]
-		if len(events) > 1 {
-			s.fail("I2: task %d was reported %d times: %+v", i, len(events), events)
-		}
-		if len(events) == 0 && r.Outcome != Skipped && r.Attempts > 0 {
-			s.fail("I7: the observer has not heard of task %d, which is %v", i, r.Outcome)
-		}
-		for _, e := range events {
-			if e.result.Outcome != r.Outcome || e.result.Output != r.Output || e.result.Attempts != r.Attempts {
-				s.fail("I2: the observer got %+v, the report has %+v", e.result, r)
-			}
-			if stage := s.stageOf(i); e.at.After(ended[stage]) {
-				ended[stage] = e.at
-			}
-		}
-		s.checkTask(r, executions[i])
-	}
-	if counts != report.Counts {
-		s.fail("I1: counts %+v, results %+v", report.Counts, counts)
-	}
-	if counts.Done < len(s.tasks) && err == nil {
-		s.fail("no error, though %+v", counts)
-	}
-
-	// I4, for what was sent; what a handler starts comes later still.
-	attempts := make(map[int]int)
-	for _, send := range s.sends {
-		attempts[send.task] = max(attempts[send.task], send.attempt)
-		for stage, end := range ended {
-			if stage < s.stageOf(send.task) && send.at.Before(end) {
-				s.fail("I4: task %d of stage %d was sent at %v, before stage %d had ended at %v", send.task, s.stageOf(send.task), send.at, stage, end)
-			}
-		}
-	}
-	for task, attempt := range attempts {
-		if attempt > report.Results[task].Attempts {
-			s.fail("I6: task %d was sent with attempt %d, but has only %d", task, attempt, report.Results[task].Attempts)
-		}
-	}
-
-	// I3: a category with a single worker of one slot starts its tasks in order.
-	for _, category := range s.categories {
-		var serve []*simWorker
-		for _, w := range s.workers {
-			if slices.Contains(w.categories, category) {
-				serve = append(serve, w)
-			}
-		}
-		if len(serve) > 1 || serve[0].slots > 1 {
-			continue
-		}
-		last := -1
-		for _, start := range s.starts {
-			if s.tasks[start.task].Category != category || report.Results[start.task].Attempts > 1 {
-				continue
-			}
-			if start.task < last {
-				s.fail("I3: task %d was started after task %d", start.task, last)
-			}
-			last = start.task
-		}
-	}
-}
-
-// checkTask compares a result with what became of its executions.
-func (s *simulation) checkTask(r Result, executions []simStart) {
-	if len(executions) > r.Attempts {
-		s.fail("I6: task %d was executed %d times in %d attempts", r.Index, len(executions), r.Attempts)
-	}
-	var last *simStart // the execution of the last attempt
-	seen := make(map[int]bool)
-	for i, e := range executions {
-		if e.attempt < 1 || e.attempt > r.Attempts || seen[e.attempt] {
-			s.fail("I6: task %d was executed twice, or never sent, with attempt %d of %d", r.Index, e.attempt, r.Attempts)
-		}
-		seen[e.attempt] = true
-		if e.attempt == r.Attempts {
-			last = &executions[i]
-		}
-	}
-	wants := func(verdicts ...string) {
-		if last == nil || last.worker != r.Worker || !slices.Contains(verdicts, last.verdict) {
-			s.fail("I5, I7: task %d is %v by %s, attempt %d, but was executed like this: %+v", r.Index, r.Outcome, r.Worker, r.Attempts, executions)
-		}
-	}
-	switch r.Outcome {
-	case Done:
-		wants("done")
-		if want := fmt.Sprintf("%s %d %d", r.Worker, r.Index, r.Attempts); r.Output != want {
-			s.fail("I5: task %d has the output %q, want %q", r.Index, r.Output, want)
-		}
-	case Failed:
-		var remote *RemoteError
-		if errors.As(r.Err, &remote) {
-			// A task that failed, and came back unstarted from its next attempt
-			// when nothing was sent any more, stays failed.
-			if final := executions[max(len(executions)-1, 0):]; last == nil && len(final) == 1 {
-				last = &final[0]
-				r.Worker = last.worker
-			}
-			wants("failed", "panicked")
-		} else if r.Attempts > 0 || len(executions) > 0 {
-			s.fail("I1: task %d is Failed without a word of its worker: %v", r.Index, r.Err)
-		}
-	case Canceled:
-		wants("canceled")
-	case Skipped:
-		if len(executions) > 0 || r.Losses > 0 {
-			s.fail("I1: task %d is Skipped with %d losses, and was executed: %+v", r.Index, r.Losses, executions)
-		}
-	case Unknown:
-		if r.Losses == 0 {
-			s.fail("I1: task %d is Unknown without a loss: %v", r.Index, r.Err)
-		}
-	}
-}
-
-// Every random run holds the invariants of the library: each task has one
-// outcome, none twice; no stage begins early; only the session that holds a
-// task settles it; nothing is left behind.
+// Whatever breaks, the library holds its invariants: each task has one outcome,
+// none twice; no stage begins early; only the session that holds a task settles
+// it; nothing that was reported is lost; nothing is left behind; and a run ends
+// in bounded time once the world is calm.
 func TestSimulation(t *testing.T) {
-	for i := range *simSeeds {
-		seed := *simSeed + uint64(i)
-		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := &simulation{t: t, seed: seed, random: rand.New(rand.NewPCG(seed, 0))}
-				s.run()
+	var mu sync.Mutex // guards following
+	var met [simFaults]int
+	failed := make(map[uint64]*simulation)
+	t.Run("seeds", func(t *testing.T) {
+		const batch = 50
+		for first := 0; first < *simSeeds; first += batch {
+			t.Run(fmt.Sprintf("from=%d", *simSeed+uint64(first)), func(t *testing.T) {
+				t.Parallel()
+				for i := first; i < min(first+batch, *simSeeds); i++ {
+					seed := *simSeed + uint64(i)
+					t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+						s := runSeed(t, seed)
+						mu.Lock()
+						defer mu.Unlock()
+						for f, yes := range s.met {
+							if yes {
+								met[f]++
+							}
+						}
+						if len(s.failures) > 0 {
+							failed[seed] = s
+						}
+						if *simSeeds == 1 {
+							t.Log("\n" + s.traceText())
+						}
+					})
+				}
 			})
-		})
+		}
+	})
+	// The sessions of a world are scheduled by the runtime. On one processor the
+	// same comes again, nearly always.
+	seeds := slices.Sorted(maps.Keys(failed))
+	for i, seed := range seeds {
+		s := failed[seed]
+		const traced = 3
+		if i < traced && *simSeeds > 1 {
+			t.Run(fmt.Sprintf("again=%d", seed), func(t *testing.T) {
+				defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+				again, how := runSeed(t, seed), "when it was run again on one processor"
+				if len(again.failures) == 0 {
+					again, how = s, "when it was run first; run again on one processor it did not fail"
+				}
+				t.Errorf("seed %d failed (repeat with -run=TestSimulation -sim.seeds=1 -sim.seed=%d -v), this is its trace %s:\n%s", seed, seed, how, again.traceText())
+			})
+		}
+		t.Errorf("seed %d:\n\t%s", seed, strings.Join(s.failures[:min(len(s.failures), 5)], "\n\t"))
+	}
+	if len(seeds) > 0 {
+		t.Errorf("%d of %d seeds failed: %d", len(seeds), *simSeeds, seeds[:min(len(seeds), 100)])
+	}
+	var counts []string
+	for f := simFault(1); f < simFaults; f++ {
+		counts = append(counts, fmt.Sprintf("%v %d", f, met[f]))
+		// A batch that has not met what it is there for shows nothing.
+		if *simSeeds >= 1000 && met[f]*200 < *simSeeds {
+			t.Errorf("void: only %d of %d worlds met with %v", met[f], *simSeeds, f)
+		}
+	}
+	t.Logf("%d worlds met: %s", *simSeeds, strings.Join(counts, ", "))
+}
+
+// A seed fixes the world and all of its faults and delays; what the runtime
+// does with them is another thing.
+func TestSeedFixesFaultsAndDelays(t *testing.T) {
+	exported := cmp.Exporter(func(reflect.Type) bool { return true })
+	for seed := range uint64(50) {
+		if diff := cmp.Diff(drawSimPlan(seed), drawSimPlan(seed), exported); diff != "" {
+			t.Errorf("seed %d drawn twice (-first +second):\n%s", seed, diff)
+		}
+		if cmp.Equal(drawSimPlan(seed), drawSimPlan(seed+1), exported) {
+			t.Errorf("seeds %d and %d draw the same", seed, seed+1)
+		}
+		// Connections are drawn when they are dialled, in whatever order.
+		first, second := runSeed(t, seed), runSeed(t, seed)
+		for name, plan := range first.network.drawn {
+			if other, ok := second.network.drawn[name]; ok && plan != other {
+				t.Errorf("seed %d: connection %s was %+v, and then %+v", seed, name, plan, other)
+			}
+		}
 	}
 }

@@ -1,0 +1,616 @@
+package taskexec
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// This file says what must hold of a simulated world, whatever happened in it.
+// The times that it compares are those of one clock, and random to the
+// nanosecond: two things at the same time follow from each other.
+
+// A simAttempt is one sending of a task.
+type simAttempt struct {
+	task, attempt int
+	taken         time.Duration // when the session took it
+	conn          *simConn      // nil if it was never written
+	sent          time.Duration
+	report        *simLine // that the coordinator heard
+	execution     *simExecution
+}
+
+// fate says how the attempt ended for the coordinator, and when: by "report",
+// with a "goodbye", "lost" with its session, or "" if at the end of the run.
+// Sure is whether nothing else came at the same time.
+func (a *simAttempt) fate() (how string, at time.Duration, sure bool) {
+	if a.conn == nil {
+		return "unwritten", a.taken, false
+	}
+	log := &a.conn.log
+	at, how = simNever, ""
+	if a.report != nil {
+		how, at = "report", a.report.at
+	}
+	if log.farewell < at {
+		how, at = "goodbye", log.farewell
+	}
+	if log.lost < at {
+		how, at = "lost", log.lost
+	}
+	sure = !(how == "report" && log.lost == at || how == "goodbye" && log.lost < at)
+	return how, at, sure
+}
+
+// stages numbers the stages of a run's tasks.
+func (r *simRun) stageOf(task int) int {
+	switch r.coordinator.Order {
+	case ByInput:
+		return task
+	case Concurrent:
+		return 0
+	}
+	category := r.plan.Tasks[task].Category
+	if i := slices.Index(r.coordinator.Sequence, category); i >= 0 {
+		return i
+	}
+	return int(category[0])
+}
+
+// check compares what was seen with what must be. network.mu is held.
+func (s *simulation) check() {
+	harm := false
+	for f, met := range s.met {
+		harm = harm || met && simFault(f).harmful()
+	}
+	if !harm {
+		s.met[simNothingWrong] = true
+	}
+	for _, r := range s.runs {
+		r.check(harm)
+	}
+	if len(s.runs) > 1 {
+		s.met[simTwoRuns] = true
+	}
+}
+
+func (r *simRun) fail(format string, args ...any) {
+	r.sim.fail("run %d: %s", r.number, fmt.Sprintf(format, args...))
+}
+
+func (r *simRun) check(harm bool) {
+	s, c := r.sim, r.coordinator
+	meet := func(what simFault, met bool) { s.met[what] = s.met[what] || met }
+	canceled := r.plan.CancelAt <= r.ended || r.left != simNever || s.hurried.Err() != nil
+	closed := c.ShutdownAt <= r.ended
+	var worker *WorkerError
+	halted := canceled || closed || errors.Is(r.err, ErrNoWorker) || errors.As(r.err, &worker)
+	meet(simCanceled, canceled && r.left == simNever)
+	meet(simShutDown, closed)
+	meet(simLeft, r.left != simNever)
+	meet(simStreamed, r.plan.Stream)
+	meet(simSlowConsumer, r.plan.Consume > 0)
+	meet(simByInput, c.Order == ByInput)
+	meet(simConcurrent, c.Order == Concurrent)
+	meet(simStopSoon, c.OnFailure == StopSoon)
+	meet(simKeepGoing, c.OnFailure == KeepGoing)
+	meet(simAtMostOnce, c.AtMostOnce)
+	meet(simRetrying, c.Retry != nil)
+	meet(simDismissing, c.Shutdown)
+	meet(simNoWorker, errors.Is(r.err, ErrNoWorker))
+	meet(simAllDone, r.err == nil && r.left == simNever)
+
+	results := r.allResults(halted)
+	attempts := r.allAttempts()
+
+	// A run that nothing stops ends by its tasks alone.
+	var redials, losses, retries int
+	failed := simNever // when the first task was not Done
+	var counts Counts
+	for i := range r.tasks {
+		res, ok := results[i]
+		if !ok {
+			// A Stream that stops does not read on.
+			if r.left == simNever && !(r.plan.Stream && (halted || c.OnFailure != KeepGoing && r.failed())) {
+				r.fail("I1: task %d has no result", i)
+			}
+			continue
+		}
+		counts.add(res.Outcome)
+		losses += res.Losses
+		retries += res.Retries
+		done := r.done[i]
+		if len(done) > 1 {
+			r.fail("I2: task %d had an outcome %d times: %+v", i, len(done), done)
+		}
+		if len(done) > 0 && res.Outcome != Done {
+			failed = min(failed, done[0].at)
+		}
+		if len(done) == 0 && res.Attempts > 0 {
+			r.fail("I7: the observer has not heard of task %d, which is %v", i, res.Outcome)
+		}
+		r.checkTask(res, attempts[i], harm, halted, canceled)
+	}
+	if counts.Done < counts.Total() && r.err == nil && !r.plan.Stream {
+		r.fail("no error, though %+v", counts)
+	}
+	for _, n := range r.opened {
+		redials += n - 1
+	}
+	meet(simLost, losses > 0)
+	meet(simRedialed, redials > 0)
+	meet(simRetried, retries > 0)
+	if rep := r.report; rep != nil {
+		if rep.Counts != counts {
+			r.fail("I1: counts %+v, results %+v", rep.Counts, counts)
+		}
+		if rep.Troubles.Losses != losses || rep.Troubles.Retries != retries || rep.Troubles.Redials != redials {
+			r.fail("the report counts %+v, and its results and sessions %d losses, %d retries, %d redials", rep.Troubles, losses, retries, redials)
+		}
+	}
+
+	if !harm && losses > 0 {
+		r.fail("%d losses, though nothing went wrong", losses)
+	}
+
+	// I4 and the policies. What a session takes at the time of the last outcome
+	// follows from it.
+	for at, taken := range r.taken {
+		task := at[0]
+		stage := r.stageOf(task)
+		for other := range r.tasks {
+			if r.stageOf(other) >= stage {
+				continue
+			}
+			done := r.done[other]
+			if len(done) == 0 || done[0].at > taken {
+				r.fail("I4: task %d of stage %d was sent at %v, before task %d of stage %d had its outcome", task, stage, taken, other, r.stageOf(other))
+				break
+			}
+			if done[0].result.Outcome != Done && c.OnFailure != KeepGoing {
+				r.fail("%v: task %d of stage %d was sent, though task %d of stage %d is %v", c.OnFailure, task, stage, other, r.stageOf(other), done[0].result.Outcome)
+				break
+			}
+		}
+		if c.OnFailure == StopSoon && taken > failed {
+			r.fail("StopSoon: task %d was sent at %v, though a task was not Done at %v", task, taken, failed)
+		}
+		if taken > r.plan.CancelAt || closed && taken > c.ShutdownAt {
+			r.fail("task %d was sent at %v, after the run was stopped", task, taken)
+		}
+	}
+	r.checkSessions(attempts)
+	r.checkStarts(attempts, results)
+
+	if errors.Is(r.err, ErrNoWorker) && !s.met[simGone] && !s.met[simDismissing] && !s.met[simStuck] {
+		if late := s.plan.Calm + c.WorkerWait + c.Silence + 2*c.Handshake + 20*time.Second; r.ended > late {
+			r.fail("I9: no worker at %v, though all were back by %v: %v", r.ended, s.plan.Calm, r.err)
+		}
+	}
+	if !halted && c.OnFailure == KeepGoing && counts.Skipped+counts.Canceled > 0 {
+		r.fail("KeepGoing: %+v, though nothing stopped the run: %v", counts, r.err)
+	}
+}
+
+// allResults returns the results by task: those of the report, those that were
+// yielded, or what the observer was told of those that were not.
+func (r *simRun) allResults(halted bool) map[int]Result {
+	results := make(map[int]Result)
+	list := r.results
+	if r.report != nil {
+		list = r.report.Results
+		if len(list) != len(r.tasks) {
+			r.fail("I1: %d results for %d tasks", len(list), len(r.tasks))
+		}
+	}
+	for i, res := range list {
+		if _, twice := results[res.Index]; twice {
+			r.fail("I2: task %d has two results", res.Index)
+		}
+		if r.report != nil && res.Index != i {
+			r.fail("I3: result %d is that of task %d", i, res.Index)
+		}
+		var te *TaskError
+		if res.Outcome < Done || res.Outcome > Unknown || (res.Outcome != Done) != errors.As(res.Err, &te) || te != nil && te.Outcome != res.Outcome {
+			r.fail("I1: task %d is %v with %v", res.Index, res.Outcome, res.Err)
+		}
+		results[res.Index] = res
+	}
+	if r.plan.Stream && r.coordinator.Order != Concurrent {
+		order := slices.SortedStableFunc(slices.Values(r.indices()), func(a, b int) int { return cmp.Compare(r.stageOf(a), r.stageOf(b)) })
+		for i, res := range r.results {
+			if res.Index != order[i] {
+				r.fail("I3: yield %d is the result of task %d, want that of %d", i, res.Index, order[i])
+				break
+			}
+		}
+	}
+	for i, done := range r.done {
+		res, ok := results[i]
+		if !ok {
+			if r.left == simNever {
+				r.fail("I7: task %d is %v, and was never yielded", i, done[0].result.Outcome)
+			}
+			results[i] = done[0].result
+			continue
+		}
+		if d := done[0].result; d.Outcome != res.Outcome || d.Output != res.Output || d.Attempts != res.Attempts {
+			r.fail("I2: the observer got %+v, the caller %+v", d, res)
+		}
+	}
+	return results
+}
+
+// failed says whether any task was not Done.
+func (r *simRun) failed() bool {
+	for _, done := range r.done {
+		if done[0].result.Outcome != Done {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *simRun) indices() []int {
+	indices := make([]int, len(r.tasks))
+	for i := range indices {
+		indices[i] = i
+	}
+	return indices
+}
+
+// allAttempts puts together what was seen of each attempt, by task.
+func (r *simRun) allAttempts() [][]*simAttempt {
+	attempts := make([][]*simAttempt, len(r.tasks))
+	find := func(task, attempt int) *simAttempt {
+		if task < len(attempts) && attempt >= 1 && attempt <= len(attempts[task]) {
+			return attempts[task][attempt-1]
+		}
+		return nil
+	}
+	for task := range r.tasks {
+		for attempt := 1; ; attempt++ {
+			taken, ok := r.taken[[2]int{task, attempt}]
+			if !ok {
+				break
+			}
+			attempts[task] = append(attempts[task], &simAttempt{task: task, attempt: attempt, taken: taken})
+		}
+	}
+	for _, c := range r.sim.network.conns {
+		if c.run != r.number {
+			continue
+		}
+		on := make(map[int][]*simAttempt) // by task
+		for _, line := range c.log.sent {
+			if line.verb != "RUN" {
+				continue
+			}
+			a := find(line.task, line.attempt)
+			if a == nil || a.conn != nil {
+				r.fail("I6: attempt %d of task %d was sent over %s, and was sent before, or nobody took it", line.attempt, line.task, c.name)
+				continue
+			}
+			a.conn, a.sent = c, line.at
+			on[line.task] = append(on[line.task], a)
+		}
+		for i := range c.log.heard {
+			line := &c.log.heard[i]
+			if line.verb != "DONE" && line.verb != "FAIL" && line.verb != "RETURN" {
+				continue
+			}
+			if line.at > c.log.lost {
+				r.sim.met[simFenced] = true
+			}
+			var a *simAttempt // the last that was sent by then
+			for _, b := range on[line.task] {
+				if b.sent <= line.at && b.report == nil {
+					a = b
+					break
+				}
+			}
+			if a == nil {
+				r.fail("the worker reported %s for task %d over %s, which it did not have", line.verb, line.task, c.name)
+				continue
+			}
+			a.report = line
+			if line.verb == "RETURN" {
+				r.sim.met[simReturned] = true
+			}
+			if line.kind == kindStuck {
+				r.sim.met[simStuck] = true
+			}
+		}
+	}
+	for _, e := range r.executions {
+		a := find(e.task, e.attempt)
+		switch {
+		case a == nil || a.conn == nil:
+			r.fail("I6: task %d was executed with attempt %d, which was not sent", e.task, e.attempt)
+		case a.execution != nil:
+			r.fail("I6: attempt %d of task %d was executed twice", e.attempt, e.task)
+		case a.conn.process != e.process:
+			r.fail("task %d was sent to %s, and executed by %s", e.task, a.conn.process.name, e.process.name)
+		default:
+			a.execution = e
+		}
+	}
+	return attempts
+}
+
+// checkTask compares a result with what became of the attempts.
+func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, canceled bool) {
+	s, c, task := r.sim, r.coordinator, res.Index
+	plan := &r.plan.Tasks[task]
+	if len(attempts) != res.Attempts {
+		r.fail("I6: task %d was taken %d times, and has %d attempts", task, len(attempts), res.Attempts)
+		return
+	}
+	settled := r.ended
+	if done := r.done[task]; len(done) > 0 {
+		settled = done[0].at
+	}
+
+	var executed, failures, lostSurely, lostPerhaps int
+	var lastRun *simAttempt
+	for i, a := range attempts {
+		how, at, sure := a.fate()
+		last := i == len(attempts)-1
+		if a.execution != nil {
+			executed++
+			lastRun = a
+		}
+		switch {
+		case !sure:
+			lostPerhaps++
+		case how == "lost" || how == "" || at > settled: // or it was given up
+			lostSurely++
+		}
+		if !last {
+			next := attempts[i+1]
+			if how == "" || at > next.taken {
+				r.fail("I5: attempt %d of task %d was sent at %v, though attempt %d over %s was still out", next.attempt, task, next.taken, a.attempt, a.conn.name)
+			}
+			if how == "lost" && c.AtMostOnce {
+				r.fail("at most once: task %d was sent again after attempt %d was lost", task, a.attempt)
+			}
+		}
+		if how != "report" || !sure || at > settled {
+			continue
+		}
+		// I7: what was reported while the session held the task counts.
+		e := a.execution
+		running := e != nil && (e.until == simNever || e.until > at)
+		switch a.report.verb {
+		case "DONE":
+			if !last || res.Outcome != Done {
+				r.fail("I7: attempt %d of task %d was reported as done, and the task is %v after %d", a.attempt, task, res.Outcome, len(attempts))
+			}
+			if e == nil || running || e.verdict != "done" {
+				r.fail("attempt %d of task %d was reported as done, and its execution is %+v", a.attempt, task, e)
+			}
+		case "RETURN":
+			if e != nil {
+				r.fail("attempt %d of task %d was given back, and executed: %+v", a.attempt, task, e)
+			}
+		case "FAIL":
+			failures++
+			beside := strings.HasPrefix(a.report.text, "an earlier attempt still runs")
+			verdicts := map[string][]string{
+				kindError: {"failed"}, kindFinal: {"failed for good"}, kindPanic: {"panicked", "exited"}, kindTimeout: {"timed out"},
+				kindCanceled: {"canceled"}, kindOutput: {"done"},
+			}
+			switch {
+			case a.report.kind == kindStuck:
+				if !running {
+					r.fail("attempt %d of task %d was reported as stuck, and its execution is %+v", a.attempt, task, e)
+				}
+			case beside && e == nil:
+			case e == nil || running || !slices.Contains(verdicts[a.report.kind], e.verdict):
+				r.fail("attempt %d of task %d was reported as %s (%s), and its execution is %+v", a.attempt, task, a.report.kind, a.report.text, e)
+			}
+			if a.report.kind == kindOutput {
+				s.met[simTooLong] = true
+			}
+			if a.report.kind == kindCanceled && !canceled {
+				r.fail("attempt %d of task %d is canceled, though nobody canceled the run", a.attempt, task)
+			}
+			if a.report.kind == kindFinal && !last {
+				r.fail("WithRetry: task %d was tried again, though its handler said that is of no use", task)
+			}
+			if e != nil && a.report.kind == kindError && plan.Kind == simDoRetryAfter && !last && attempts[i+1].taken < at+plan.After {
+				r.fail("RetryAfter: attempt %d of task %d came %v after the last, want %v", a.attempt+1, task, attempts[i+1].taken-at, plan.After)
+			}
+		}
+	}
+	if res.Losses < lostSurely || res.Losses > lostSurely+lostPerhaps {
+		r.fail("task %d has %d losses, and %d to %d of its %d attempts were lost", task, res.Losses, lostSurely, lostSurely+lostPerhaps, len(attempts))
+	}
+	if res.Losses > 1+maxStrikes {
+		r.fail("task %d was lost %d times", task, res.Losses)
+	}
+	most := 1
+	if c.Retry != nil {
+		most = c.Retry.Attempts
+	}
+	if failures > most || res.Retries >= most {
+		r.fail("WithRetry: task %d failed %d times and was tried again %d times, want at most %d attempts", task, failures, res.Retries, most)
+	}
+	if executed > res.Attempts || c.AtMostOnce && executed > 1+res.Retries {
+		r.fail("I6: task %d was executed %d times in %d attempts with %d retries", task, executed, res.Attempts, res.Retries)
+	}
+	if executed > 1 {
+		s.met[simTwice] = true
+	}
+
+	// I5: the outcome is that of the last attempt.
+	var final *simAttempt
+	if len(attempts) > 0 {
+		final = attempts[len(attempts)-1]
+	}
+	reported := func() bool {
+		if final == nil || final.report == nil {
+			return false
+		}
+		how, at, sure := final.fate()
+		return (how == "report" || !sure) && at == settled
+	}
+	var remote *RemoteError
+	switch res.Outcome {
+	case Done:
+		if !reported() || final.report.verb != "DONE" || res.Worker != final.conn.process.name ||
+			res.Output != simOutput(res.Worker, task, res.Attempts, plan.Output) {
+			r.fail("I5: task %d is Done by %s with %.50q at %v, and its last attempt %+v", task, res.Worker, res.Output, settled, final)
+		}
+	case Failed:
+		switch {
+		case !errors.As(res.Err, &remote):
+			if plan.Padding < defaultMaxLine/2 {
+				r.fail("task %d is Failed without a word of its worker: %v", task, res.Err)
+			}
+			s.met[simTooLong] = true
+		case !(reported() && final.report.verb == "FAIL") && !halted && c.OnFailure != StopSoon:
+			r.fail("I5: task %d is Failed (%v) at %v, and its last attempt %+v", task, res.Err, settled, final)
+		}
+	case Canceled:
+		if !canceled || !reported() {
+			r.fail("I5: task %d is Canceled (%v) at %v, and its last attempt %+v", task, res.Err, settled, final)
+		}
+	case Skipped:
+		if executed > 0 || res.Losses > 0 {
+			r.fail("task %d is Skipped, with %d losses and executed %d times: %+v", task, res.Losses, executed, lastRun.execution)
+		}
+	case Unknown:
+		s.met[simUnknown] = true
+		struck := strings.Contains(res.Err.Error(), "were lost with it") && !strings.Contains(res.Err.Error(), "stopped at")
+		s.met[simStruckOut] = s.met[simStruckOut] || struck
+		switch {
+		case res.Losses == 0:
+			r.fail("task %d is Unknown without a loss: %v", task, res.Err)
+		case struck && res.Losses < maxStrikes:
+			r.fail("task %d is given up after %d losses: %v", task, res.Losses, res.Err)
+		case !struck && !c.AtMostOnce && !halted && c.OnFailure != StopSoon:
+			r.fail("task %d is Unknown after %d losses, and might have been tried again: %v", task, res.Losses, res.Err)
+		}
+	}
+
+	// Two executions overlap only where the first was cut off, or is stuck.
+	for i, a := range attempts {
+		for _, b := range attempts[i+1:] {
+			if a.execution != nil && b.execution != nil && b.execution.from < a.execution.until {
+				s.met[simOverlapped] = true
+				how, at, _ := a.fate()
+				stuck := a.report != nil && a.report.kind == kindStuck
+				if !stuck && (how != "lost" && how != "unwritten" || at > b.execution.from) {
+					r.fail("task %d was executed as attempts %d and %d at the same time, though the first was not lost: %+v, %+v", task, a.attempt, b.attempt, a.execution, b.execution)
+				}
+			}
+		}
+	}
+}
+
+// checkSessions checks what each session was sent, and how long it went on.
+func (r *simRun) checkSessions(attempts [][]*simAttempt) {
+	s, c := r.sim, r.coordinator
+	told := make(map[string]time.Duration)
+	for _, conn := range s.network.conns {
+		if conn.run != r.number {
+			continue
+		}
+		log := &conn.log
+		if at, ok := told[conn.addr]; ok && conn.opened > at {
+			r.fail("%s was dialled, though its worker was told to shut down", conn.name)
+		}
+		if conn.opened > r.ended {
+			r.fail("I8: %s was dialled when the run was over", conn.name)
+		}
+		if log.lost != simNever && strings.Contains(fmt.Sprint(log.lostWhy), "nothing heard for") {
+			s.met[simSilence] = true
+		}
+		slots := conn.process.life.plan.Slots
+		limit := max(c.Window, slots)
+		if c.AtMostOnce {
+			limit = slots
+		}
+		for _, line := range log.sent {
+			if line.at > r.ended {
+				r.fail("I8: %s was sent over %s at %v, when the run was over", line.verb, conn.name, line.at)
+			}
+			if line.verb == "SHUTDOWN" {
+				told[conn.addr] = line.at
+			}
+			if line.verb != "RUN" {
+				continue
+			}
+			// How much was out then, this one included.
+			out, suspects := 0, 0
+			for _, of := range attempts {
+				for i, a := range of {
+					if a.conn != conn || a.sent > line.at || a.report != nil && a.report.at <= line.at || a.sent == line.at && a.taken > line.at {
+						continue
+					}
+					out++
+					for _, before := range of[:i] {
+						if how, _, sure := before.fate(); how == "lost" && sure {
+							suspects++
+							break
+						}
+					}
+				}
+			}
+			if out > limit {
+				r.fail("window: %d tasks were out over %s at %v, with %d slots and a window of %d, at most once %v", out, conn.name, line.at, slots, c.Window, c.AtMostOnce)
+			}
+			if suspects > 0 && out > slots {
+				r.fail("suspects: %d tasks were out over %s at %v, with %d slots, and %d of them had been lost", out, conn.name, line.at, slots, suspects)
+			}
+		}
+	}
+
+	// The lease: a handler that obeys its ctx does not go on for longer than
+	// that after its session is over, and has stopped before the coordinator
+	// gives a worker up that is silent.
+	for _, of := range attempts {
+		for _, a := range of {
+			e := a.execution
+			if e == nil || !e.obeys {
+				continue
+			}
+			lost := min(a.conn.log.lost, r.ended)
+			most := lost + c.Silence/10*8 + time.Millisecond
+			if a.conn.log.lost <= r.ended && strings.Contains(fmt.Sprint(a.conn.log.lostWhy), "nothing heard for") {
+				most = lost
+			}
+			if e.until > most {
+				r.fail("lease: attempt %d of task %d was executed from %v until %v (%s), though %s was over at %v (%v) and the lease is 0.8 of %v",
+					a.attempt, a.task, e.from, e.until, e.verdict, a.conn.name, lost, a.conn.log.lostWhy, c.Silence)
+			}
+		}
+	}
+}
+
+// checkStarts checks I3: a category with a single worker of one slot starts its
+// tasks in order, but for those that were sent again.
+func (r *simRun) checkStarts(attempts [][]*simAttempt, results map[int]Result) {
+	workers := make(map[string][]*simWorkerPlan)
+	for i := range r.sim.plan.Workers {
+		w := &r.sim.plan.Workers[i]
+		for _, category := range w.Categories {
+			workers[category] = append(workers[category], w)
+		}
+	}
+	last := make(map[string]int)
+	for _, e := range r.executions {
+		category := r.plan.Tasks[e.task].Category
+		if w := workers[category]; len(w) > 1 || w[0].Slots > 1 || results[e.task].Attempts != 1 {
+			continue
+		}
+		if before, ok := last[category]; ok && e.task < before {
+			r.fail("I3: task %d was started after task %d", e.task, before)
+		}
+		last[category] = e.task
+	}
+}

@@ -264,7 +264,7 @@ func WithWorkerWait(d time.Duration) CoordinatorOption {
 // more than half of timeout, is an error of NewCoordinator.
 func WithHeartbeat(interval, timeout time.Duration) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) {
-		if interval <= 0 || timeout < 2*interval {
+		if interval <= 0 || interval > timeout/2 {
 			c.addError("WithHeartbeat: %v and %v; the timeout must leave room for two positive intervals", interval, timeout)
 			return
 		}

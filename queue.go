@@ -454,6 +454,8 @@ func (q *queue) settleWaiting() {
 	for _, r := range rest {
 		switch {
 		case r.Err != nil:
+			r.Retries-- // the one that it waits for is not made
+			q.troubles.Retries--
 			q.settle(r, Failed, fmt.Errorf("%w (and not tried again: %w)", r.Err, q.why), 0)
 		case r.Losses > 0:
 			q.settle(r, Unknown, fmt.Errorf("%w, and is not sent again: %w", ErrOutcomeUnknown, q.why), 0)

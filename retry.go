@@ -89,7 +89,10 @@ var defaultBackoff = backoff{first: 100 * time.Millisecond, most: 10 * time.Seco
 // slot is the longest wait after the nth failure, from 1.
 func (b backoff) slot(n int) time.Duration {
 	d := float64(b.first) * math.Pow(b.factor, float64(n-1))
-	return time.Duration(min(d, float64(b.most))) // an overflow is +Inf, and so the most
+	if d >= float64(b.most) { // an overflow is +Inf; and the longest duration would become a negative one
+		return b.most
+	}
+	return time.Duration(d)
 }
 
 // fullJitter draws evenly from 0 to most, both included.
@@ -97,7 +100,7 @@ func fullJitter(most time.Duration) time.Duration {
 	if most <= 0 {
 		return 0
 	}
-	return rand.N(most + 1)
+	return rand.N(min(most, math.MaxInt64-1) + 1)
 }
 
 // sleep waits for d, and reports false if ctx ended first.

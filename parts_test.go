@@ -74,8 +74,8 @@ func listenSoon(addr string, patience time.Duration) (net.Listener, error) {
 	}
 }
 
-// A process is this test binary in a part. It ends with the test at the latest.
-type process struct {
+// A osProcess is this test binary in a part. It ends with the test at the latest.
+type osProcess struct {
 	addr   string // where it listens
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
@@ -85,7 +85,7 @@ type process struct {
 
 // startProcess runs this test binary as part, and returns when it listens. env
 // adds to its environment.
-func startProcess(tb testing.TB, part string, env ...string) *process {
+func startProcess(tb testing.TB, part string, env ...string) *osProcess {
 	tb.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(append(os.Environ(), partEnv+"="+part), env...)
@@ -103,7 +103,7 @@ func startProcess(tb testing.TB, part string, env ...string) *process {
 }
 
 // launch starts cmd. If that can be started, it is also to be ended.
-func launch(cmd *exec.Cmd) (*process, error) {
+func launch(cmd *exec.Cmd) (*osProcess, error) {
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -116,11 +116,11 @@ func launch(cmd *exec.Cmd) (*process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	return &process{cmd: cmd, stdin: stdin, stdout: bufio.NewReader(stdout), ended: sync.OnceValue(cmd.Wait)}, nil
+	return &osProcess{cmd: cmd, stdin: stdin, stdout: bufio.NewReader(stdout), ended: sync.OnceValue(cmd.Wait)}, nil
 }
 
 // listens waits until the process says where it listens.
-func (p *process) listens() error {
+func (p *osProcess) listens() error {
 	addr, err := p.stdout.ReadString('\n')
 	if err != nil {
 		return fmt.Errorf("it has not said where it listens: %w", err)
@@ -130,7 +130,7 @@ func (p *process) listens() error {
 }
 
 // kill ends the process, which has no say in it, and waits until it is gone.
-func (p *process) kill() {
+func (p *osProcess) kill() {
 	p.cmd.Process.Kill() // an error means that it is gone
 	p.ended()
 	p.stdin.Close()

@@ -77,7 +77,7 @@ type fleet struct {
 	t       *testing.T
 	record  string
 	slots   int
-	workers []*process
+	workers []*osProcess
 	runs    map[string][]Result // of the trials, by run
 }
 
@@ -87,7 +87,7 @@ func newFleet(t *testing.T, workers, slots int) *fleet {
 	if err := os.WriteFile(f.record, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f.workers = make([]*process, workers)
+	f.workers = make([]*osProcess, workers)
 	for i := range workers {
 		f.start(i)
 	}

@@ -731,6 +731,7 @@ func TestRecallIsAnsweredBesideAFullReportBuffer(t *testing.T) {
 			recalls = append(recalls, fmt.Sprintf("RECALL %d", i))
 		}
 		p.send(recalls...)
+		synctest.Wait() // all are answered before a report leaves
 		counts := make(map[verb]int)
 		for range 1000 {
 			m, err := parseMessage(p.next())

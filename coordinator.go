@@ -14,8 +14,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// ErrNoWorker is wrapped by Run's error when a category has no worker: none is
-// listed, or all sessions with those that are were lost.
+// ErrNoWorker is wrapped by Run's error when tasks wait for a category without
+// a worker: none is listed, or all that are were lost and none came back for as
+// long as WithWorkerWait says.
 var ErrNoWorker = errors.New("taskexec: no worker")
 
 // ErrCoordinatorClosed is wrapped by the error of each Run that Shutdown
@@ -59,6 +60,11 @@ func NewCoordinator(opts ...CoordinatorOption) (*Coordinator, error) {
 // when a task is not Done; by default its stage still runs to its end, and
 // later stages are Skipped. An empty list succeeds without dialling.
 //
+// A worker that is lost is dialled again for as long as the run goes on. What
+// was in flight to it is sent again, to it or to another worker of the
+// category, unless WithAtMostOnce forbids it; a task that three workers were
+// lost with is not, and is Unknown.
+//
 // ctx is the life of the run. When it ends, nothing more is sent, the handlers
 // that execute are canceled with its cause, and Run waits for their answers,
 // for at most 10 s or what WithCancelGrace says; what has not answered by then
@@ -67,8 +73,9 @@ func NewCoordinator(opts ...CoordinatorOption) (*Coordinator, error) {
 // The error is nil only if every task is Done; else it is a *RunError. The
 // Report is never nil, and has a Result for each task even if nothing was
 // sent: a run is refused before that if a task has no usable category, a
-// category has no worker, or a worker cannot be reached, does not greet within
-// 10 s, or does not serve the category that it is listed for.
+// category has no worker, or a worker cannot be reached for as long as
+// WithWorkerWait says (30 s by default), does not greet within 10 s, or does
+// not serve the category that it is listed for.
 func (c *Coordinator) Run(ctx context.Context, tasks []Task) (*Report, error) {
 	r := newRun(&c.config)
 	r.plan(tasks)

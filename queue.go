@@ -570,6 +570,7 @@ func (q *queue) abandon(why error) {
 		for task, f := range s.held {
 			q.release(s, task)
 			f.result.Losses++
+			q.troubles.Losses++
 			q.settle(f.result, Unknown, why, 0)
 		}
 		s.wire.endWithError(faultf(codeTimeout, "tasks were not reported in time after CANCEL"))

@@ -219,7 +219,8 @@ func (r *simRun) allResults(halted bool) map[int]Result {
 		}
 		results[res.Index] = res
 	}
-	if r.plan.Stream && r.coordinator.Order != Concurrent {
+	// One that is stopped before it has seen all of its input has no plan.
+	if r.plan.Stream && r.coordinator.Order != Concurrent && !(halted && len(r.taken) == 0) {
 		order := slices.SortedStableFunc(slices.Values(r.indices()), func(a, b int) int { return cmp.Compare(r.stageOf(a), r.stageOf(b)) })
 		for i, res := range r.results {
 			if res.Index != order[i] {

@@ -94,10 +94,10 @@ func (p simNetworkPlan) drawConn(seed uint64, dial simDial, n int) simConnPlan {
 		pipe.Fault = []simFault{simReset, simResetDrop, simClose, simStall, simVanish}[random.IntN(5)]
 		// Greetings take some 100 to 250 bytes; most of what can go wrong does
 		// so after them.
-		pipe.FaultAt = 100 + random.IntN(600)
+		pipe.FaultAt = 110 + random.IntN(300)
 		switch random.IntN(6) {
 		case 0:
-			pipe.FaultAt = random.IntN(250)
+			pipe.FaultAt = random.IntN(200)
 		case 1:
 			pipe.FaultAt = random.IntN(4000)
 		}

@@ -220,11 +220,11 @@ func drawSimPlan(seed uint64) simPlan {
 		return 0
 	}
 	p := simPlan{Seed: seed}
-	p.Calm = between(100*time.Millisecond, 4*time.Second)
+	p.Calm = between(100*time.Millisecond, []time.Duration{400 * time.Millisecond, time.Second, 4 * time.Second}[random.IntN(3)])
 	p.Network = simNetworkPlan{Latency: between(time.Microsecond, 8*time.Millisecond), Jitter: between(time.Microsecond, 2*time.Millisecond), Buffer: 64 << 10}
-	breaks := !chance(4) // worlds without faults of network and workers must be right too
+	breaks := !chance(5) // worlds without faults of network and workers must be right too
 	if breaks && !chance(3) {
-		p.Network.Faults = 2 + random.IntN(5)
+		p.Network.Faults = 1 + random.IntN(4)
 	}
 	if chance(3) {
 		p.Network.Buffer = 600 + random.IntN(8<<10)
@@ -235,7 +235,11 @@ func drawSimPlan(seed uint64) simPlan {
 	}
 
 	categories := []string{"a", "b", "c"}[:1+random.IntN(3)]
-	lives := breaks && !chance(3)
+	lives := breaks && (p.Network.Faults == 0 || chance(2))
+	narrow := chance(6)
+	if narrow { // so that writers wait for readers
+		p.Network.Buffer = 100 + random.IntN(300)
+	}
 	worker := func(cats ...string) {
 		w := simWorkerPlan{Name: fmt.Sprintf("w%d", len(p.Workers)), Categories: cats, Declared: chance(3), Slots: 1 + random.IntN(3)}
 		w.Start = some(10, 2*time.Second)
@@ -296,7 +300,7 @@ func drawSimPlan(seed uint64) simPlan {
 		c.AtMostOnce = chance(5)
 		c.Shutdown = chance(4)
 		c.Interval, c.Silence = 5*time.Second, 15*time.Second
-		if !slow && !chance(3) {
+		if !slow && !narrow && !chance(3) {
 			c.Interval = between(100*time.Millisecond, 800*time.Millisecond)
 			c.Silence = c.Interval*2 + simDuration(random, c.Interval*2)
 		}
@@ -344,7 +348,7 @@ func drawSimPlan(seed uint64) simPlan {
 						t.Kind, t.Takes = simDoStubborn, simDuration(random, 4*time.Second)
 					}
 				}
-				if chance(15) {
+				if chance(15) || narrow && chance(3) {
 					t.Padding, t.Output = random.IntN(4000), random.IntN(4000)
 				}
 				if chance(150) && !slow {

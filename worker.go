@@ -1185,6 +1185,13 @@ func (w *Worker) unstick(j *job) {
 	}
 }
 
+// givenUp says whether the session is ending without having been asked to: the
+// worker's own ctx has ended, or the lease is over, or the connection is lost.
+func (s *workerSession) givenUp() bool {
+	var canceled *canceledError
+	return s.ctx.Err() != nil && !errors.As(context.Cause(s.ctx), &canceled)
+}
+
 // shortStack keeps the part of a panic's stack that names the handler: what
 // follows the frame of panic itself.
 func shortStack(stack []byte) string {
@@ -1210,6 +1217,12 @@ func (s *workerSession) report(j *job, m message) {
 	s.mu.Lock()
 	for !j.stuck && s.state < sessionFinished && len(s.out)+s.writing > reportBytes {
 		s.room.Wait()
+	}
+	if m.verb == verbFail && s.givenUp() && !j.stuck {
+		// The failure may well be a consequence, and the task deserves another
+		// worker. It stays in flight, so that no GOODBYE disowns it.
+		s.mu.Unlock()
+		return
 	}
 	if j.stuck { // perhaps only while it waited for room
 		s.mu.Unlock()

@@ -2433,3 +2433,52 @@ func TestWorkerHasANameOfItsOwn(t *testing.T) {
 		t.Errorf("the default name is %q", got)
 	}
 }
+
+// A handler that stops because its worker ends has not failed its task, nor
+// was the run canceled: whoever lost the session sends the task elsewhere. A
+// GOODBYE would say that the task was never started.
+func TestFailureThatFollowsFromTheWorkersEndIsNotReported(t *testing.T) {
+	for _, drain := range []bool{false, true} {
+		for range 100 { // it is a race between the handler and the session
+			synctest.Test(t, func(t *testing.T) {
+				started := make(chan struct{})
+				w := NewWorker(HandlerFunc(func(ctx context.Context, task Task) (string, error) {
+					close(started)
+					<-ctx.Done()
+					return "", ctx.Err()
+				}))
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				n := &simNetwork{start: time.Now(), plan: simNetworkPlan{Buffer: 1 << 10}, listeners: make(map[string]*simListener),
+					dials: make(map[simDial]int), drawn: make(map[string]simConnPlan), sim: &simulation{}}
+				n.sim.network.start = n.start
+				served := make(chan error)
+				go func() { served <- w.Serve(ctx, n.listen("w", nil)) }()
+				conn, err := n.dial(ctx, "tcp", "w:1")
+				if err != nil {
+					t.Fatal(err)
+				}
+				p := newPeer(t, conn)
+				p.send(helloA, "RUN 0 1 0 x")
+				p.expect("WELCOME …")
+				<-started
+				if drain {
+					go w.Shutdown(context.Background())
+					p.expect("DRAIN")
+				}
+				cancel()
+				for line := p.next(); !strings.HasPrefix(line, "ERROR closing "); line = p.next() {
+					t.Errorf("got line %q before ERROR", line)
+					if t.Failed() {
+						break
+					}
+				}
+				conn.Close()
+				<-served
+			})
+			if t.Failed() {
+				return
+			}
+		}
+	}
+}

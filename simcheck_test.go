@@ -406,7 +406,7 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 			}
 			switch {
 			case a.report.kind == kindStuck:
-				if !running {
+				if e == nil || e.until-e.from < cmp.Or(plan.Timeout, c.TaskTimeout)+stuckGrace {
 					r.fail("attempt %d of task %d was reported as stuck, and its execution is %+v", a.attempt, task, e)
 				}
 			case beside && e == nil:

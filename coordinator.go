@@ -507,11 +507,11 @@ func (r *run) dismiss(ctx context.Context) {
 	workers := r.workers()
 	missing := make([]error, len(workers))
 	for i, sessions := range workers {
-		if slices.ContainsFunc(sessions, func(s *session) bool { return r.needed[s.queue.category] || s.dismissed }) {
+		if slices.ContainsFunc(sessions, func(s *session) bool { return r.needed[s.queue.category] }) {
 			continue
 		}
 		for _, s := range sessions {
-			s.dismissed = true
+			s.dismiss()
 		}
 		goodbyes.Go(func() error {
 			missing[i] = shutdown(ctx, sessions, r.config.goodbyeTimeout)
@@ -526,20 +526,31 @@ func (r *run) dismiss(ctx context.Context) {
 	}
 }
 
-// workers lists the latest sessions of all links, those that lead to the same
-// worker together. A worker is known by the instance it greeted with; one that
-// gave none, by its session.
+// workers lists the latest sessions of all links whose workers were not
+// dismissed, those that lead to the same worker together. A worker is known by
+// the instance it greeted with; one that gave none, by its session; and one that
+// was lost, by its address, since a link may not have reached yet what others
+// have found there after a restart.
 func (r *run) workers() [][]*session {
 	var workers [][]*session
+	lost := make(map[*session]bool)
 	for _, category := range slices.Sorted(maps.Keys(r.queues)) {
 		q := r.queues[category]
 		q.mu.Lock()
 		for _, l := range q.links {
 			s := l.session
-			if s == nil {
+			if s == nil || l.dismissed {
 				continue
 			}
-			i := slices.IndexFunc(workers, func(w []*session) bool { return w[0].instance != "" && w[0].instance == s.instance })
+			over := s.ending
+			i := slices.IndexFunc(workers, func(w []*session) bool {
+				return slices.ContainsFunc(w, func(o *session) bool {
+					return o.instance != "" && o.instance == s.instance || o.addr == s.addr && (over || lost[o])
+				})
+			})
+			if over {
+				lost[s] = true
+			}
 			if i < 0 {
 				i = len(workers)
 				workers = append(workers, nil)

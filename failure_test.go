@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,17 @@ func (c *cluster) scripts(addr string, play func(n int, p *peer)) {
 	c.stops = append(c.stops, func() { ln.Close() })
 }
 
+// task reads a RUN, and returns the task's number.
+func (p *peer) task() string {
+	p.t.Helper()
+	line := p.next()
+	f := strings.Fields(line + " ? ?")
+	if f[0] != "RUN" {
+		p.t.Errorf("got line %q, want a RUN", line)
+	}
+	return f[1]
+}
+
 // A process is a worker that can be killed and started again at its address,
 // each time as another instance.
 type process struct {
@@ -43,8 +55,14 @@ type process struct {
 
 // process starts one. It is killed at the test's end.
 func (c *cluster) process(addr string, handler HandlerFunc, opts ...WorkerOption) *process {
-	p := &process{cluster: c, addr: addr, handler: handler, opts: append([]WorkerOption{WithName(addr)}, opts...)}
+	p := c.lateProcess(addr, handler, opts...)
 	p.start()
+	return p
+}
+
+// lateProcess returns one that is not started yet.
+func (c *cluster) lateProcess(addr string, handler HandlerFunc, opts ...WorkerOption) *process {
+	p := &process{cluster: c, addr: addr, handler: handler, opts: append([]WorkerOption{WithName(addr)}, opts...)}
 	c.stops = append(c.stops, p.kill)
 	return p
 }
@@ -65,6 +83,9 @@ func (p *process) start() *Worker {
 func (p *process) kill() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.ln == nil {
+		return
+	}
 	p.ln.Close()
 	for _, conn := range p.conns {
 		conn.Close()

@@ -13,6 +13,8 @@ type link struct {
 	queue *queue
 	addr  string // as given to WithWorkers
 
+	slotEnds time.Time // the slot of the backoff with the latest dial; of the goroutine that dials
+
 	// guarded by queue.mu
 	session *session // the latest; nil before the first
 	redials int      // sessions after the first
@@ -20,6 +22,8 @@ type link struct {
 	counts  Counts   // of what was reported
 	lost    error    // why the latest session ended; nil if it goes on, or ended with a goodbye
 	err     error    // why there is no session after that; a *WorkerError
+
+	dismissed bool // its worker was told to shut down, or should have been
 }
 
 // open connects for the first time. A worker that cannot be reached, or is just
@@ -56,11 +60,8 @@ func (l *link) keep(ctx context.Context, s *session) {
 	failures := 0
 	for s != nil {
 		s.serve()
-		if !l.wanted(s) {
-			return
-		}
-		// A worker that greets and is lost again before it reports anything is
-		// not dialled any faster than one that does not greet.
+		// A worker that greets and is lost again before it has executed anything
+		// is not dialled any faster than one that does not greet.
 		if s.reported() {
 			failures = 0
 		}
@@ -69,21 +70,30 @@ func (l *link) keep(ctx context.Context, s *session) {
 	}
 }
 
-// wanted says whether another session should follow s.
-func (l *link) wanted(s *session) bool {
+// wanted says whether the run wants another session.
+func (l *link) wanted() bool {
 	l.queue.mu.Lock()
 	defer l.queue.mu.Unlock()
-	return !l.queue.over && l.queue.halted == notHalted && !s.told
+	return l.wantedLocked()
+}
+
+func (l *link) wantedLocked() bool {
+	return !l.queue.over && l.queue.halted == notHalted && !l.dismissed
 }
 
 // redial connects again, once in each slot of the backoff and at a random time
 // in it, so that many coordinators do not come all at once. It returns nil when
-// ctx has ended, or, if strict, when the failure will not pass.
+// ctx has ended or no session is wanted any more, or, if strict, when the
+// failure will not pass.
 func (l *link) redial(ctx context.Context, failures int, strict bool) *session {
 	for ; ; failures++ {
+		// A dial that succeeds uses its slot up as well.
+		if !sleep(ctx, time.Until(l.slotEnds)) || !l.wanted() {
+			return nil
+		}
 		slot := defaultBackoff.slot(failures)
-		wait := l.queue.run.config.jitter(slot)
-		if !sleep(ctx, wait) {
+		l.slotEnds = time.Now().Add(slot)
+		if !sleep(ctx, l.queue.run.config.jitter(slot)) || !l.wanted() {
 			return nil
 		}
 		s, err := l.connect(ctx)
@@ -94,9 +104,6 @@ func (l *link) redial(ctx context.Context, failures int, strict bool) *session {
 			return nil
 		}
 		if strict && !mayPass(err) {
-			return nil
-		}
-		if !sleep(ctx, slot-wait) {
 			return nil
 		}
 	}
@@ -126,11 +133,11 @@ func (l *link) connect(ctx context.Context) (*session, error) {
 		}
 		return nil, err
 	}
-	if q.over || q.halted != notHalted {
+	if !l.wantedLocked() {
 		s.ending = true
 		s.wire.end(endAtOnce, nil)
 		close(s.gone)
-		return nil, s.fail(errors.New("the run has ended"))
+		return nil, s.fail(errors.New("the run needs it no more"))
 	}
 	l.lost, l.err = nil, nil
 	if l.session != nil {

@@ -40,7 +40,9 @@ type queue struct {
 	halted   halt
 	why      error                // what settles the tasks that are not sent any more
 	next     int                  // where in live to look for a taker first
-	patience *time.Timer          // for tasks that wait while no worker is left
+	patience *time.Timer          // for tasks that wait while no worker is left; nil while one is
+	left     time.Time            // when the last worker left, while patience runs
+	waited   time.Duration        // the time without a worker before that and since anything was executed or lost
 	over     bool                 // no session may join any more
 	strikes  map[*Result][]string // the workers that were lost with a suspect alone in their windows
 	troubles Troubles
@@ -106,8 +108,11 @@ func (h *byDue) Pop() any {
 // join adds a session that is ready. q.mu is held.
 func (q *queue) join(s *session) {
 	if q.patience != nil {
+		// A worker that comes and goes and executes nothing does not make the
+		// run wait on and on.
 		q.patience.Stop()
 		q.patience = nil
+		q.waited += time.Since(q.left)
 	}
 	q.sessions = append(q.sessions, s)
 	q.live = append(q.live, s)
@@ -124,7 +129,8 @@ func (q *queue) unlock() {
 	if wait := q.run.config.workerWait; orphaned && wait > 0 {
 		orphaned = false
 		if q.patience == nil && !q.over {
-			q.patience = time.AfterFunc(wait, q.giveUp)
+			q.left = time.Now()
+			q.patience = time.AfterFunc(wait-q.waited, q.giveUp)
 		}
 	}
 	q.mu.Unlock()
@@ -139,12 +145,16 @@ func (q *queue) unlock() {
 // giveUp ends the run if its tasks have waited for a worker in vain.
 func (q *queue) giveUp() {
 	q.mu.Lock()
-	orphaned := q.orphaned() && !q.over
+	// A worker may have come, and left again, just before.
+	orphaned := q.orphaned() && !q.over && q.patience != nil && q.waited+time.Since(q.left) >= q.run.config.workerWait
 	q.mu.Unlock()
 	if orphaned {
 		q.run.halt(haltSoft, q.noWorker())
 	}
 }
+
+// progressed begins the patience anew. q.mu is held.
+func (q *queue) progressed() { q.waited = 0 }
 
 // shut lets no session join any more, stops the timers, and returns the
 // sessions that are left.
@@ -526,6 +536,7 @@ func (q *queue) lost(s *session, f flight) {
 	r.Losses++
 	r.Err = nil // what an earlier attempt said is not how this one ended
 	q.troubles.Losses++
+	q.progressed() // each task is lost a few times at most
 	switch {
 	case q.run.config.atMostOnce:
 		q.settle(r, Unknown, fmt.Errorf("%w, and it may be executed at most once: %w", ErrOutcomeUnknown, cmp.Or(s.err, errSessionOver)), 0)

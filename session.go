@@ -28,8 +28,6 @@ type session struct {
 	maxLine   int
 	heartbeat bool
 
-	dismissed bool // of the goroutine that goes through the stages: its worker was told to shut down, or should have been
-
 	// guarded by queue.mu
 	slots    int // of the worker, less those that are stuck
 	held     map[int]flight
@@ -37,7 +35,7 @@ type session struct {
 	live     bool   // it takes tasks
 	mayGive  bool   // the worker has reason to send RETURN
 	suspects int    // of held, those that were on a session that was lost
-	heardOf  bool   // it has reported something
+	heardOf  bool   // it has reported that a task was executed
 	out      []byte // lines other than RUN that wait for the writer
 	told     bool   // SHUTDOWN was sent
 	goodbye  bool   // GOODBYE was received
@@ -301,7 +299,6 @@ func (s *session) report(batch []message) error {
 	q.mu.Lock()
 	defer q.unlock()
 	now := time.Now()
-	s.heardOf = true
 	var back []*Result
 	var err error
 	for i := range batch {
@@ -312,6 +309,10 @@ func (s *session) report(batch []message) error {
 			break
 		}
 		r := f.result
+		if m.verb != verbReturn {
+			s.heardOf = true
+			q.progressed()
+		}
 		switch m.verb {
 		case verbDone:
 			r.Output = m.text
@@ -353,7 +354,7 @@ func (s *session) report(batch []message) error {
 // follows when the worker has one again.
 var errAllStuck = errors.New("all of its slots are held by handlers that ignore their timeout")
 
-// reported says whether the worker has reported anything.
+// reported says whether the worker has executed anything.
 func (s *session) reported() bool {
 	s.queue.mu.Lock()
 	defer s.queue.mu.Unlock()
@@ -402,6 +403,13 @@ func (s *session) recall() {
 		s.out = appendMessage(s.out, message{verb: verbRecall, task: task})
 	}
 	s.wire.wakeWriter()
+}
+
+// dismiss takes note that the worker's time is over: no session follows.
+func (s *session) dismiss() {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	s.link.dismissed = true
 }
 
 // tellShutdown sends SHUTDOWN. It reports false if the session is over.

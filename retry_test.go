@@ -336,7 +336,7 @@ func inTurns(t *testing.T, n int, opts ...CoordinatorOption) (executed string, r
 		failed := false
 		cl.worker("a:1", func(_ context.Context, task Task) (string, error) {
 			cl.log("%s", task.Instruction)
-			time.Sleep(time.Millisecond)
+			time.Sleep(1100 * time.Microsecond) // no task ends when the retry is due
 			if task.Instruction == "a1" && !failed {
 				failed = true
 				return "", RetryAfter(errTold, 10*time.Millisecond)
@@ -371,8 +371,8 @@ func TestARetriedTaskComesBackToItsPlace(t *testing.T) {
 
 func TestByInputLaterTasksWaitForARetry(t *testing.T) {
 	got, report := inTurns(t, 4, WithOrder(ByInput))
-	if want := "a0 a1 a1 a2 a3"; got != want || report.Elapsed != 15*time.Millisecond {
-		t.Errorf("executed %s in %v, want %s in 15ms", got, report.Elapsed, want)
+	if want := "a0 a1 a1 a2 a3"; got != want || report.Elapsed != 15500*time.Microsecond {
+		t.Errorf("executed %s in %v, want %s in 15.5ms", got, report.Elapsed, want)
 	}
 	// Nor does a later stage begin.
 	synctest.Test(t, func(t *testing.T) {

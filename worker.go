@@ -1074,11 +1074,7 @@ func (s *workerSession) runSlot(j *job) {
 func (s *workerSession) execute(j *job) {
 	if s.ctx.Err() != nil {
 		// The session was canceled or lost before its list was emptied.
-		m := message{verb: verbReturn, task: j.number}
-		if !s.wasCanceled() {
-			m = message{}
-		}
-		s.report(j, m)
+		s.report(j, message{verb: verbReturn, task: j.number})
 		return
 	}
 	start := time.Now()
@@ -1091,15 +1087,8 @@ func (s *workerSession) execute(j *job) {
 	}
 }
 
-// wasCanceled says whether the handlers' context has ended because the
-// coordinator said CANCEL.
-func (s *workerSession) wasCanceled() bool {
-	var canceled *canceledError
-	return errors.As(context.Cause(s.ctx), &canceled)
-}
-
 // call calls the handler and turns what it returns, or panics with, into a
-// report. The zero message is no report.
+// report.
 func (s *workerSession) call(j *job) (m message) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -1116,11 +1105,6 @@ func (s *workerSession) call(j *job) (m message) {
 	output, err := s.worker.handler.Handle(ctx, Task{Category: s.hello.Category, Instruction: j.instruction})
 	if err == nil {
 		return message{verb: verbDone, task: j.number, text: output}
-	}
-	if s.ctx.Err() != nil && !s.wasCanceled() {
-		// The session is ending, though not because the run was canceled. The
-		// coordinator is left to count the task as lost, which it is.
-		return message{}
 	}
 	kind := kindError
 	final, after := wishOf(err)
@@ -1218,8 +1202,8 @@ func (s *workerSession) report(j *job, m message) {
 	for !j.stuck && s.state < sessionFinished && len(s.out)+s.writing > reportBytes {
 		s.room.Wait()
 	}
-	if m.verb == verbFail && s.givenUp() && !j.stuck {
-		// The failure may well be a consequence, and the task deserves another
+	if m.verb != verbDone && s.givenUp() && !j.stuck {
+		// A failure may well be a consequence, and the task deserves another
 		// worker. It stays in flight, so that no GOODBYE disowns it.
 		s.mu.Unlock()
 		return
@@ -1227,10 +1211,6 @@ func (s *workerSession) report(j *job, m message) {
 	if j.stuck { // perhaps only while it waited for room
 		s.mu.Unlock()
 		s.worker.unstick(j)
-		return
-	}
-	if m.verb == verbNone { // it stays in flight: no GOODBYE may say otherwise
-		s.mu.Unlock()
 		return
 	}
 	s.settle(j)

@@ -356,13 +356,11 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 	}
 
 	var executed, failures, lostSurely, lostPerhaps int
-	var lastRun *simAttempt
 	for i, a := range attempts {
 		how, at, sure := a.fate()
 		last := i == len(attempts)-1
 		if a.execution != nil {
 			executed++
-			lastRun = a
 		}
 		switch {
 		case !sure:
@@ -482,7 +480,7 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 		}
 	case Skipped:
 		if executed > 0 || res.Losses > 0 {
-			r.fail("task %d is Skipped, with %d losses and executed %d times: %+v", task, res.Losses, executed, lastRun.execution)
+			r.fail("task %d is Skipped, with %d losses and executed %d times", task, res.Losses, executed)
 		}
 	case Unknown:
 		s.met[simUnknown] = true

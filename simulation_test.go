@@ -1184,3 +1184,71 @@ func TestSeedFixesFaultsAndDelays(t *testing.T) {
 		}
 	}
 }
+
+// A session may break at any byte, in either direction and in any way: its
+// tasks are executed over another, by another worker or by the same.
+func TestSessionCutAtEveryByteOffset(t *testing.T) {
+	simulateCut := func(t *testing.T, workers int, up bool, fault simFault, at int) (s *simulation) {
+		plan := simPlan{Calm: time.Hour, Network: simNetworkPlan{Latency: time.Millisecond, Jitter: 100 * time.Microsecond, Buffer: 64 << 10}}
+		for i := range workers {
+			plan.Workers = append(plan.Workers, simWorkerPlan{Name: fmt.Sprintf("w%d", i), Categories: []string{"a"}, Slots: 1})
+		}
+		run := simRunPlan{CancelAt: simNever, LeaveAfter: -1}
+		for i := range 4 {
+			run.Tasks = append(run.Tasks, simTaskPlan{Category: "a", Takes: 5 * time.Millisecond, Padding: 5 * i, Output: 10 * i})
+		}
+		plan.Coordinators = []simCoordinatorPlan{{Window: 3, Interval: 20 * time.Millisecond, Silence: 60 * time.Millisecond, WorkerWait: 10 * time.Second,
+			Handshake: time.Second, CancelGrace: time.Second, StreamBuffer: 1, ShutdownAt: simNever, Runs: []simRunPlan{run}}}
+		synctest.Test(t, func(t *testing.T) {
+			s = newSimulation(t, plan)
+			s.network.override = func(dial simDial, n int, p *simConnPlan) {
+				if dial.addr != "w0-a:1" || n > 0 || fault == simNoFault {
+					return
+				}
+				pipe := &p.Down
+				if up {
+					pipe = &p.Up
+				}
+				pipe.Fault, pipe.FaultAt, pipe.FaultFor = fault, at, 200*time.Millisecond
+			}
+			s.simulate()
+		})
+		return s
+	}
+	for _, workers := range []int{1, 2} {
+		whole := simulateCut(t, workers, false, simNoFault, 0)
+		if whole.runs[0].err != nil || len(whole.failures) > 0 {
+			t.Fatalf("without a fault: %v, %q", whole.runs[0].err, whole.failures)
+		}
+		conn := whole.network.conns[slices.IndexFunc(whole.network.conns, func(c *simConn) bool { return c.addr == "w0-a:1" })]
+		for _, up := range []bool{false, true} {
+			direction, bytes := "down", conn.in.written
+			if up {
+				direction, bytes = "up", conn.out.written
+			}
+			for _, fault := range []simFault{simReset, simResetDrop, simClose, simStall, simVanish} {
+				t.Run(fmt.Sprintf("%d workers/%s/%v", workers, direction, fault), func(t *testing.T) {
+					t.Parallel()
+					broke := 0
+					for at := range bytes {
+						s := simulateCut(t, workers, up, fault, at)
+						if s.met[fault] {
+							broke++
+						}
+						if s.runs[0].err != nil || s.runs[0].ended > 5*time.Second {
+							s.failures = append(s.failures, fmt.Sprintf("the run ended after %v with %v", s.runs[0].ended, s.runs[0].err))
+						}
+						if len(s.failures) > 0 {
+							t.Fatalf("at byte %d of %d: %s\n%s", at, bytes, strings.Join(s.failures, "\n"), s.traceText())
+						}
+					}
+					// Who gets which task is the scheduler's, so the last bytes
+					// need not be written again.
+					if broke < bytes*9/10 {
+						t.Errorf("void: only %d of %d offsets broke", broke, bytes)
+					}
+				})
+			}
+		}
+	}
+}

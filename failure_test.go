@@ -2,11 +2,16 @@ package taskexec
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -47,6 +52,7 @@ type process struct {
 	opts    []WorkerOption
 
 	mu     sync.Mutex // guards following
+	dead   bool
 	worker *Worker
 	conns  []net.Conn
 	ln     net.Listener
@@ -71,6 +77,7 @@ func (p *process) start() *Worker {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
+	p.dead = false
 	p.worker, p.cancel, p.conns = NewWorker(p.handler, p.opts...), cancel, nil
 	p.ln = &processListener{p.cluster.network.listen(p.addr), p}
 	w, ln := p.worker, p.ln
@@ -86,6 +93,7 @@ func (p *process) kill() {
 	if p.ln == nil {
 		return
 	}
+	p.dead = true
 	p.ln.Close()
 	for _, conn := range p.conns {
 		conn.Close()
@@ -194,4 +202,234 @@ func (h *hole) pass(dst, src net.Conn) {
 func (c *cluster) after(d time.Duration, f func()) {
 	timer := time.AfterFunc(d, f)
 	c.stops = append(c.stops, func() { timer.Stop() })
+}
+
+func TestAPoisonedTaskIsGivenUpAndHarmsNoOther(t *testing.T) {
+	for _, tt := range []struct {
+		workers, slots, window, at int
+	}{
+		{1, 1, 64, 0}, {1, 1, 64, 3}, {1, 4, 64, 0}, {1, 4, 64, 7}, {3, 1, 1, 5}, {3, 4, 64, 0}, {2, 2, 8, 49},
+	} {
+		t.Run(fmt.Sprintf("%d workers of %d slots, window %d, task %d", tt.workers, tt.slots, tt.window, tt.at), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				options := []CoordinatorOption{WithWindow(tt.window), WithWorkerWait(time.Minute)}
+				deaths := 0
+				for i := range tt.workers {
+					addr := fmt.Sprintf("a:%d", i+1)
+					var p *process
+					p = cl.lateProcess(addr, func(ctx context.Context, task Task) (string, error) {
+						if task.Instruction == "poison" {
+							time.Sleep(ms)
+							cl.log("death on %s", addr)
+							p.kill()
+							return "", ctx.Err()
+						}
+						select {
+						case <-time.After(10 * ms):
+							return task.Instruction, nil
+						case <-ctx.Done():
+							return "", ctx.Err()
+						}
+					}, WithSlots(tt.slots))
+					// A supervisor starts it again within a second.
+					p.start()
+					ctx, cancel := context.WithCancel(context.Background())
+					cl.serving.Go(func() {
+						for sleep(ctx, time.Second) {
+							p.restartIfDead()
+						}
+					})
+					cl.stops = append(cl.stops, cancel)
+					options = append(options, WithWorkers("a", addr))
+				}
+				tasks := tasksOf("a", 50)
+				tasks[tt.at].Instruction = "poison"
+				report, err := cl.run(t.Context(), cl.coordinator(options...), tasks)()
+				deaths = len(cl.traced())
+				for i, r := range report.Results {
+					if i != tt.at && r.Outcome != Done {
+						t.Errorf("task %d is %v: %v", i, r.Outcome, r.Err)
+					}
+				}
+				r := report.Results[tt.at]
+				if r.Outcome != Unknown || !errors.Is(r.Err, ErrOutcomeUnknown) || !errors.Is(err, ErrOutcomeUnknown) {
+					t.Fatalf("the poison is %v: %v", r.Outcome, r.Err)
+				}
+				// The first loss is among many and proves nothing.
+				if deaths != 1+maxStrikes || r.Losses != deaths || r.Attempts != deaths {
+					t.Errorf("%d deaths, %d losses and %d attempts, want %d", deaths, r.Losses, r.Attempts, 1+maxStrikes)
+				}
+				var named []string
+				for _, line := range cl.traced()[1:] {
+					named = append(named, strings.TrimPrefix(line, "death on "))
+				}
+				if want := "(" + strings.Join(named, ", ") + ")"; !strings.Contains(r.Err.Error(), want) {
+					t.Errorf("%v\ndoes not name the workers %s", r.Err, want)
+				}
+				checkTroubles(t, report)
+			})
+		})
+	}
+}
+
+// restartIfDead starts the process again if it was killed.
+func (p *process) restartIfDead() {
+	p.mu.Lock()
+	dead := p.dead
+	p.mu.Unlock()
+	if dead {
+		p.start()
+	}
+}
+
+// checkTroubles checks that a report's sums are those of its results.
+func checkTroubles(t testing.TB, report *Report) {
+	t.Helper()
+	var sum Troubles
+	for _, r := range report.Results {
+		sum.Losses += r.Losses
+		sum.Retries += r.Retries
+	}
+	got := report.Troubles
+	if got.Losses != sum.Losses || got.Retries != sum.Retries {
+		t.Errorf("the report has %+v, its results %+v", got, sum)
+	}
+	sum = Troubles{}
+	sent, attempts := 0, 0
+	for _, c := range report.Categories {
+		sum.add(c.Troubles)
+		redials := 0
+		for _, w := range c.Workers {
+			redials += w.Redials
+			sent += w.Sent
+		}
+		if redials != c.Troubles.Redials {
+			t.Errorf("category %s has %d redials, its workers %d", c.Category, c.Troubles.Redials, redials)
+		}
+	}
+	for _, r := range report.Results {
+		attempts += r.Attempts
+	}
+	if sum != got || sent != attempts {
+		t.Errorf("the report has %+v, its categories %+v; sent %d in %d attempts", got, sum, sent, attempts)
+	}
+}
+
+// hold reads RUNs, and when none has come for a second has each seen, and
+// answers the first that is held. It ends with the connection.
+func (p *peer) hold(seen func(held []string)) {
+	runs := make(chan string)
+	go func() {
+		defer close(runs)
+		for {
+			line, err := p.in.ReadString('\n')
+			if err != nil {
+				return
+			}
+			if f := strings.Fields(line); f[0] == "RUN" {
+				runs <- f[1]
+			}
+		}
+	}()
+	var held []string
+	for {
+		select {
+		case task, ok := <-runs:
+			if !ok {
+				return
+			}
+			held = append(held, task)
+		case <-time.After(time.Second):
+			seen(held)
+			if len(held) > 0 {
+				io.WriteString(p.conn, "DONE "+held[0]+" 0\n")
+				held = held[1:]
+			}
+		}
+	}
+}
+
+func TestASuspectIsSentByASessionThatHoldsNoMoreThanItsSlots(t *testing.T) {
+	for _, slots := range []int{1, 2, 5} {
+		t.Run(fmt.Sprintf("%d slots", slots), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				suspects := make(map[string]bool)
+				peak, peakSuspected := 0, 0
+				cl.scripts("a:1", func(n int, p *peer) {
+					p.expect("HELLO …")
+					p.send(fmt.Sprintf(`WELCOME taskexec/1 {"slots":%d,"window":16}`, slots))
+					if n == 0 {
+						for range 16 {
+							suspects[p.task()] = true
+						}
+						return
+					}
+					p.hold(func(held []string) {
+						peak = max(peak, len(held))
+						if slices.ContainsFunc(held, func(task string) bool { return suspects[task] }) {
+							peakSuspected = max(peakSuspected, len(held))
+						}
+					})
+				})
+				c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute))
+				report, err := cl.run(t.Context(), c, tasksOf("a", 60))()
+				if err != nil || report.Troubles.Losses != 16 {
+					t.Errorf("got %v and %+v", err, report.Troubles)
+				}
+				if peakSuspected != slots || peak != 16 {
+					t.Errorf("%d tasks in flight beside a suspect, and %d otherwise; want %d and 16", peakSuspected, peak, slots)
+				}
+				checkTroubles(t, report)
+			})
+		})
+	}
+}
+
+func TestASuspectGoesAtOnceToAWorkerThatHasASlotFree(t *testing.T) {
+	// Of eight workers with one slot each, five hold one task for an hour and
+	// could be given another by their window, one holds three, one is idle, and
+	// one is lost with a task: that has to go to the idle one, whoever's turn
+	// it is.
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		options := []CoordinatorOption{WithWorkerWait(time.Minute)}
+		for i, keeps := range []int{1, 1, 1, 0, 1, 1, 3} {
+			addr := fmt.Sprintf("a:%d", i)
+			options = append(options, WithWorkers("a", addr))
+			cl.script(addr, func(p *peer) {
+				p.expect("HELLO …")
+				p.send(`WELCOME taskexec/1 {"slots":1,"window":16}`)
+				held := []string{p.task(), p.task(), p.task()}
+				time.Sleep(time.Second) // until all have theirs
+				for _, task := range held[keeps:] {
+					p.send("DONE " + task + " 0")
+				}
+				if keeps == 0 {
+					p.hold(func([]string) {})
+					return
+				}
+				time.Sleep(time.Hour)
+				for _, task := range held[:keeps] {
+					p.send("DONE " + task + " 0")
+				}
+				p.hold(func([]string) {})
+			})
+		}
+		cl.script("lost:1", func(p *peer) {
+			p.welcome()
+			p.task()
+			time.Sleep(time.Minute)
+		})
+		c := cl.coordinator(append(options, WithWorkers("a", "lost:1"))...)
+		wait := cl.run(t.Context(), c, tasksOf("a", 22))
+		time.Sleep(2 * time.Minute)
+		if got := c.Snapshot()[0].Categories[0]; got.Waiting != 0 || got.InFlight != 8 || got.Troubles.Losses != 1 {
+			t.Errorf("a minute after the loss: %+v, want the lost task done by the idle worker", got)
+		}
+		if _, err := wait(); err != nil {
+			t.Error(err)
+		}
+	})
 }

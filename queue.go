@@ -275,7 +275,7 @@ func (q *queue) wakeTakers(n int) {
 			return
 		}
 		q.next = (q.next + 1) % len(q.live)
-		if s := q.live[q.next]; len(s.held) < q.limit(s) {
+		if s := q.live[q.next]; len(s.held) < q.limitWith(s, q.first()) {
 			s.wire.wakeWriter()
 			n--
 		}
@@ -286,13 +286,31 @@ func (q *queue) wakeTakers(n int) {
 // the group no more than its share by slots, so that one worker does not hoard
 // what others could execute; and never fewer than it has slots. q.mu is held.
 func (q *queue) limit(s *session) int {
-	if s.suspects > 0 {
+	switch {
+	case s.alone != nil:
+		return 1
+	case s.suspects > 0 || q.run.config.atMostOnce:
 		return s.slots
 	}
 	left := int64(q.waits() + q.inFlight)
 	all := int64(max(q.slots, 1))
 	share := (left*int64(s.slots) + all - 1) / all
 	return int(min(int64(s.window), max(int64(s.slots), share)))
+}
+
+// limitWith is limit with r among what s holds; r may be nil. A task that was
+// lost waits until it shares a session with no more than the slots execute; and
+// before the loss that would be the last, until it is alone, so that it is given
+// up for what it does, and not for what another does beside it. q.mu is held.
+func (q *queue) limitWith(s *session, r *Result) int {
+	limit := q.limit(s)
+	switch {
+	case r == nil || r.Losses == 0:
+		return limit
+	case len(q.strikes[r]) == maxStrikes-1:
+		return 1
+	}
+	return min(limit, s.slots)
 }
 
 // take appends RUN lines to dst for the tasks that s may now have, up to about
@@ -311,8 +329,8 @@ func (q *queue) take(s *session, dst []byte) []byte {
 	for r := q.first(); r != nil && len(s.held) < limit && len(dst) < chunkBytes; r = q.first() {
 		suspect := r.Losses > 0
 		if suspect {
-			if limit = s.slots; len(s.held) >= limit {
-				break // it waits until it can be alone with the slots
+			if limit = q.limitWith(s, r); len(s.held) >= limit {
+				break
 			}
 		}
 		before := len(dst)
@@ -340,6 +358,10 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		s.held[r.Index] = flight{r, cost, now, suspect}
 		if suspect {
 			s.suspects++
+			if limit == 1 {
+				s.alone = r
+			}
+			q.wakeTakers(q.waits()) // those that had to leave it to others
 		}
 		s.link.sent++
 		s.cost += cost
@@ -359,6 +381,9 @@ func (q *queue) release(s *session, task int) (flight, bool) {
 		q.inFlight--
 		if f.suspect {
 			s.suspects--
+		}
+		if s.alone == f.result {
+			s.alone = nil
 		}
 	}
 	return f, ok
@@ -515,7 +540,7 @@ func (q *queue) takeBack(s *session, lost bool) {
 	}
 	slices.SortFunc(held, func(a, b flight) int { return cmp.Compare(a.result.Index, b.result.Index) })
 	clear(s.held)
-	s.cost, s.suspects = 0, 0
+	s.cost, s.suspects, s.alone = 0, 0, nil
 	q.inFlight -= len(held)
 	var back []*Result
 	for _, f := range held {

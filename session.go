@@ -31,16 +31,17 @@ type session struct {
 	// guarded by queue.mu
 	slots    int // of the worker, less those that are stuck
 	held     map[int]flight
-	cost     int    // of held
-	live     bool   // it takes tasks
-	mayGive  bool   // the worker has reason to send RETURN
-	suspects int    // of held, those that were on a session that was lost
-	heardOf  bool   // it has reported that a task was executed
-	out      []byte // lines other than RUN that wait for the writer
-	told     bool   // SHUTDOWN was sent
-	goodbye  bool   // GOODBYE was received
-	ending   bool   // this side ends it; nothing it says counts any more
-	err      error  // why it ended, if not as it should
+	cost     int     // of held
+	live     bool    // it takes tasks
+	mayGive  bool    // the worker has reason to send RETURN
+	suspects int     // of held, those that were on a session that was lost
+	alone    *Result // held, and nothing may be held beside it; nil if there is no such task
+	heardOf  bool    // it has reported that a task was executed
+	out      []byte  // lines other than RUN that wait for the writer
+	told     bool    // SHUTDOWN was sent
+	goodbye  bool    // GOODBYE was received
+	ending   bool    // this side ends it; nothing it says counts any more
+	err      error   // why it ended, if not as it should
 	writeErr error
 }
 

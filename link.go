@@ -110,14 +110,19 @@ func (l *link) redial(ctx context.Context, failures int, strict bool) *session {
 }
 
 // mayPass says whether a failure to connect may be over soon: nobody is there,
-// or somebody who says that he is going or has no slot. One who greets wrong is
-// not what was meant, and will not change.
+// or the connection broke, which somebody who saw HELLO end inside its line
+// calls a syntax error, or somebody says that he is going or has no slot. One
+// who greets wrong is not what was meant, and will not change.
 func mayPass(err error) bool {
 	var said *ProtocolError
 	if !errors.As(err, &said) {
 		return true
 	}
-	return said.Remote && (said.Code == codeClosing || said.Code == codeBusy)
+	switch said.Code {
+	case codeClosing, codeBusy, codeSyntax:
+		return said.Remote
+	}
+	return false
 }
 
 // connect opens a session and adds it to the queue. The error is a

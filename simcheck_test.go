@@ -529,6 +529,23 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt) {
 		if log.lost != simNever && strings.Contains(fmt.Sprint(log.lostWhy), "nothing heard for") {
 			s.met[simSilence] = true
 		}
+		// A worker that is silent is found to be so in time, and not before.
+		if slack := c.Silence + c.Interval + time.Millisecond; len(log.bytes) > 0 && s.plan.Network.PerByte == 0 && !s.met[simWriteWaits] {
+			end := min(log.lost, r.ended, conn.closedAt)
+			before := log.bytes[0]
+			for _, at := range append(slices.Clone(log.bytes), end) {
+				if at > end {
+					at = end
+				}
+				if at-before > slack {
+					r.fail("heartbeat: nothing was heard over %s from %v until %v, and the limit is %v", conn.name, before, at, c.Silence)
+				}
+				if at == log.lost && at > before && at-before < c.Silence && strings.Contains(fmt.Sprint(log.lostWhy), "nothing heard for") {
+					r.fail("heartbeat: %s was given up at %v, though it was heard at %v and the limit is %v", conn.name, at, before, c.Silence)
+				}
+				before = at
+			}
+		}
 		slots := conn.process.life.plan.Slots
 		limit := max(c.Window, slots)
 		if c.AtMostOnce {

@@ -405,7 +405,7 @@ type simConn struct {
 	peer    *simConn
 	in, out *simPipe
 
-	opened                      time.Duration
+	opened, closedAt            time.Duration
 	closed                      bool
 	readDeadline, writeDeadline time.Time
 
@@ -441,6 +441,9 @@ func (c *simConn) Read(b []byte) (int, error) {
 				}
 				c.in.buffered -= k
 				c.in.change()
+				if len(c.log.bytes) > 0 {
+					c.log.bytes = append(c.log.bytes, n.since())
+				}
 				c.logLines(&c.lines.read, b[:k], false)
 				return k, nil
 			}
@@ -537,7 +540,7 @@ func (c *simConn) close() {
 	if c.closed {
 		return
 	}
-	c.closed = true
+	c.closed, c.closedAt = true, c.network.since()
 	c.out.end(io.EOF)
 	c.out.change()
 	c.in.deaf = true

@@ -234,12 +234,24 @@ func drawSimPlan(seed uint64) simPlan {
 		p.Network.PerByte = simDuration(random, 10*time.Microsecond)
 	}
 
-	categories := []string{"a", "b", "c"}[:1+random.IntN(3)]
 	lives := breaks && (p.Network.Faults == 0 || chance(2))
 	narrow := chance(6)
 	if narrow { // so that writers wait for readers
 		p.Network.Buffer = 100 + random.IntN(300)
 	}
+
+	// Most coordinators of a world have the same patience, and what happens
+	// has to do with it.
+	heartbeat := func() (interval, silence time.Duration) {
+		if slow || narrow || chance(3) {
+			return 5 * time.Second, 15 * time.Second
+		}
+		interval = between(100*time.Millisecond, 500*time.Millisecond)
+		return interval, interval*2 + simDuration(random, interval*2)
+	}
+	interval, silence := heartbeat()
+
+	categories := []string{"a", "b", "c"}[:1+random.IntN(3)]
 	worker := func(cats ...string) {
 		w := simWorkerPlan{Name: fmt.Sprintf("w%d", len(p.Workers)), Categories: cats, Declared: chance(3), Slots: 1 + random.IntN(3)}
 		w.Start = some(10, 2*time.Second)
@@ -256,13 +268,22 @@ func drawSimPlan(seed uint64) simPlan {
 				}
 				w.Life = append(w.Life, e)
 			}
-			if chance(3) {
-				h := simHole{Kind: []simFault{simHoleIn, simHoleOut, simFrozen}[random.IntN(3)], From: between(0, p.Calm)}
+			switch random.IntN(6) {
+			case 0, 1:
+				h := simHole{Kind: []simFault{simHoleIn, simHoleOut, simFrozen}[random.IntN(3)], From: simDuration(random, p.Calm)}
 				h.Until = between(h.From, h.From+2*time.Second)
-				if chance(6) {
+				switch random.IntN(6) {
+				case 0, 1:
+					h.Until = between(h.From, h.From+silence*3/2)
+				case 2:
 					h.Until = simNever
 				}
 				w.Holes = append(w.Holes, h)
+			case 2:
+				// What the worker is sent comes late, and nothing comes from it.
+				from := simDuration(random, p.Calm)
+				w.Holes = append(w.Holes, simHole{simHoleIn, from, between(from, from+silence)},
+					simHole{simHoleOut, from + simDuration(random, silence), from + 2*silence + simDuration(random, 2*silence)})
 			}
 		}
 		p.Workers = append(p.Workers, w)
@@ -299,10 +320,9 @@ func drawSimPlan(seed uint64) simPlan {
 		}
 		c.AtMostOnce = chance(5)
 		c.Shutdown = chance(4)
-		c.Interval, c.Silence = 5*time.Second, 15*time.Second
-		if !slow && !narrow && !chance(3) {
-			c.Interval = between(100*time.Millisecond, 800*time.Millisecond)
-			c.Silence = c.Interval*2 + simDuration(random, c.Interval*2)
+		c.Interval, c.Silence = interval, silence
+		if chance(4) {
+			c.Interval, c.Silence = heartbeat()
 		}
 		c.WorkerWait = between(2*time.Second, 30*time.Second)
 		if chance(10) {
@@ -322,10 +342,12 @@ func drawSimPlan(seed uint64) simPlan {
 			misbehaves := chance(2)
 			for range random.IntN(25) {
 				t := simTaskPlan{Category: categories[random.IntN(len(categories))], Takes: simDuration(random, 40*time.Millisecond)}
-				switch random.IntN(6) {
-				case 0:
+				switch random.IntN(12) {
+				case 0, 1:
 					t.Takes = simDuration(random, 400*time.Millisecond)
-				case 1:
+				case 2:
+					t.Takes = simDuration(random, 3*time.Second)
+				case 3, 4:
 					t.Takes = 0
 				}
 				if chance(8) {
@@ -491,14 +513,14 @@ type simExecution struct {
 
 // A simConnLog is what was said over a connection.
 type simConnLog struct {
-	welcomed bool
 	sent     []simLine     // by the coordinator
 	got      []simLine     // by the worker
 	said     []simLine     // by the worker
 	heard    []simLine     // by the coordinator
 	lost     time.Duration // when the coordinator took it for lost; simNever if never
 	lostWhy  error
-	farewell time.Duration // when the coordinator heard GOODBYE; simNever if never
+	bytes    []time.Duration // when the coordinator heard anything, once it had heard WELCOME
+	farewell time.Duration   // when the coordinator heard GOODBYE; simNever if never
 }
 
 type simLine struct {
@@ -545,16 +567,27 @@ func (s *simulation) fail(format string, args ...any) {
 // jitter stands for coordinatorConfig.jitter. It depends on the seed and the
 // time alone, and on how many have asked at that time.
 func (s *simulation) jitter(c *simCoordinatorPlan) func(most time.Duration) time.Duration {
-	limit := defaultBackoff.most
+	// A slot is the first, or one that follows a slot seen before.
+	backoffs := []backoff{defaultBackoff}
 	if c.Retry != nil {
-		limit = max(limit, c.Retry.MaxDelay)
+		backoffs = append(backoffs, backoff{c.Retry.FirstDelay, c.Retry.MaxDelay, c.Retry.Factor})
 	}
+	seen := make(map[time.Duration]bool)
 	return func(most time.Duration) time.Duration {
 		s.network.mu.Lock()
 		defer s.network.mu.Unlock()
-		if most > limit {
-			s.fail("backoff: a slot of %v is over the cap of %v", most, limit)
+		known := false
+		for _, b := range backoffs {
+			before, slot := time.Duration(0), min(b.first, b.most)
+			for range 64 {
+				known = known || (most-slot).Abs() <= time.Microsecond && (before == 0 || seen[before.Round(10*time.Microsecond)])
+				before, slot = slot, min(time.Duration(float64(slot)*b.factor), b.most)
+			}
 		}
+		if !known {
+			s.fail("backoff: a slot of %v does not follow from those before it", most)
+		}
+		seen[most.Round(10*time.Microsecond)] = true
 		now := s.network.since()
 		s.jitters[now]++
 		return simDuration(rand.New(rand.NewPCG(s.plan.Seed, uint64(now)+s.jitters[now])), most)
@@ -630,6 +663,10 @@ func (s *simulation) logLine(c *simConn, text string, written bool) {
 				s.runIDs[r] = s.runs[client.run]
 				s.runs[client.run].id = r
 			}
+		}
+	case "WELCOME":
+		if direction == "<<" {
+			client.log.bytes = append(client.log.bytes, at)
 		}
 	case "GOODBYE":
 		if direction == "<<" {
@@ -1235,7 +1272,10 @@ func TestSessionCutAtEveryByteOffset(t *testing.T) {
 						if s.met[fault] {
 							broke++
 						}
-						if s.runs[0].err != nil || s.runs[0].ended > 5*time.Second {
+						var worker *WorkerError
+						silent := fault == simVanish && len(s.runs[0].taken) == 0 && errors.As(s.runs[0].err, &worker) &&
+							strings.Contains(worker.Error(), "no WELCOME within 1s") // a worker that never greets is an error
+						if s.runs[0].err != nil && !silent || s.runs[0].ended > 5*time.Second {
 							s.failures = append(s.failures, fmt.Sprintf("the run ended after %v with %v", s.runs[0].ended, s.runs[0].err))
 						}
 						if len(s.failures) > 0 {

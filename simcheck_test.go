@@ -152,7 +152,7 @@ func (r *simRun) check(harm bool) {
 		}
 	}
 
-	if !harm && losses > 0 {
+	if !harm && losses > 0 && !canceled { // a canceled run gives up what takes too long
 		r.fail("%d losses, though nothing went wrong", losses)
 	}
 

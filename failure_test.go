@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -432,4 +433,345 @@ func TestASuspectGoesAtOnceToAWorkerThatHasASlotFree(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+func TestAtMostOnceHoldsNoMoreThanSlotsAndSendsNothingLostAgain(t *testing.T) {
+	for _, slots := range []int{1, 3} {
+		t.Run(fmt.Sprintf("%d slots", slots), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				peak := 0
+				seen := make(map[string]int)
+				cl.scripts("a:1", func(n int, p *peer) {
+					p.expect("HELLO …")
+					p.send(fmt.Sprintf(`WELCOME taskexec/1 {"slots":%d,"window":64,"worker":"number %d"}`, slots, n))
+					if n < 3 {
+						for range slots {
+							seen[p.task()]++
+						}
+						return
+					}
+					p.hold(func(held []string) {
+						peak = max(peak, len(held))
+						if len(held) > 0 {
+							seen[held[0]]++
+						}
+					})
+				})
+				tasks := tasksOf("a", 20)
+				c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute), WithAtMostOnce(), WithWindow(64), WithOnFailure(KeepGoing))
+				report, err := cl.run(t.Context(), c, tasks)()
+				if peak != slots {
+					t.Errorf("%d in flight, want %d", peak, slots)
+				}
+				for i, r := range report.Results {
+					want := Done
+					if i < 3*slots {
+						want = Unknown
+						if !errors.Is(r.Err, ErrOutcomeUnknown) || !strings.Contains(r.Err.Error(), "at most once") || !strings.Contains(r.Err.Error(), "number ") || r.Losses != 1 {
+							t.Errorf("task %d: %v", i, r.Err)
+						}
+					}
+					if r.Outcome != want || r.Attempts != 1 || seen[strconv.Itoa(i)] != 1 {
+						t.Errorf("task %d is %v after %d attempts, sent %d times", i, r.Outcome, r.Attempts, seen[strconv.Itoa(i)])
+					}
+				}
+				if !errors.Is(err, ErrOutcomeUnknown) {
+					t.Errorf("got %v", err)
+				}
+				checkTroubles(t, report)
+			})
+		})
+	}
+}
+
+func TestAtMostOnceKeepsItsWindowWhenASlotIsStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) {
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"slots":2,"window":64}`)
+			p.expect("RUN 0 1 0 a0", "RUN 1 1 0 a1")
+			p.send("FAIL 0 stuck 0 it goes on")
+			p.hold(func(held []string) {
+				if len(held) > 0 {
+					t.Errorf("one slot is stuck, the other busy, and task %v is sent", held)
+				}
+			})
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithAtMostOnce())
+		report, _ := cl.run(ctx, c, tasksOf("a", 5))()
+		if got, want := outcomes(report), "Failed Unknown Skipped Skipped Skipped"; got != want || report.Troubles.Stuck != 1 {
+			t.Errorf("got %s, want %s", got, want)
+		}
+		for _, r := range report.Results {
+			if r.Outcome == Unknown && !errors.Is(r.Err, ErrOutcomeUnknown) {
+				t.Errorf("%v does not wrap ErrOutcomeUnknown", r.Err)
+			}
+		}
+		checkTroubles(t, report)
+	})
+}
+
+func TestAtMostOnceTriesAReportedFailureAgain(t *testing.T) {
+	run := retried(t, func(_ context.Context, try int) (string, error) {
+		if try < 3 {
+			return "", errTold
+		}
+		return "", nil
+	}, WithAtMostOnce(), WithRetry(Retry{Attempts: 3}))
+	if r := run.report.Results[0]; r.Outcome != Done || r.Retries != 2 || r.Losses != 0 {
+		t.Errorf("got %+v and %v", r, run.err)
+	}
+}
+
+// A worker that is ended by its own context, as a program that gets SIGTERM
+// ends it, says that it closes and no more: what its handlers then return is
+// nobody's cancel.
+func TestTasksOfAWorkerThatIsStoppedGoToAnother(t *testing.T) {
+	for i := range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			cl := newCluster(t)
+			handler := func(ctx context.Context, task Task) (string, error) {
+				select {
+				case <-time.After(time.Second):
+					return "", nil
+				case <-ctx.Done():
+					return "", context.Cause(ctx)
+				}
+			}
+			stopped := NewWorker(HandlerFunc(handler), WithName("a:1"), WithSlots(4))
+			ctx, cancel := context.WithCancelCause(context.Background())
+			ln := cl.network.listen("a:1")
+			cl.serving.Go(func() { stopped.Serve(ctx, ln) })
+			cl.worker("a:2", handler, WithSlots(4))
+			cl.after(time.Duration(500+i%2)*ms, func() { cancel(context.Canceled) })
+			c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithWorkerWait(time.Minute))
+			report, err := cl.run(t.Context(), c, tasksOf("a", 8))()
+			if err != nil || report.Troubles.Losses != 4 {
+				t.Errorf("got %v: %s with %+v", err, outcomes(report), report.Troubles)
+			}
+			cancel(nil)
+		})
+	}
+}
+
+// interval is one execution of a task.
+type interval struct {
+	worker     string
+	start, end time.Time
+}
+
+// executions notes when tasks are executed.
+type executions struct {
+	mu sync.Mutex // guards following
+	of map[string][]interval
+}
+
+// handler takes d for each task, unless it is canceled.
+func (e *executions) handler(worker string, d time.Duration) HandlerFunc {
+	return func(ctx context.Context, task Task) (string, error) {
+		e.mu.Lock()
+		if e.of == nil {
+			e.of = make(map[string][]interval)
+		}
+		n := len(e.of[task.Instruction])
+		e.of[task.Instruction] = append(e.of[task.Instruction], interval{worker: worker, start: time.Now()})
+		e.mu.Unlock()
+		defer func() {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.of[task.Instruction][n].end = time.Now()
+		}()
+		select {
+		case <-time.After(d):
+			return worker, nil
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+}
+
+// checkNoOverlap checks that no task was executed twice at a time, and how
+// often each was.
+func (e *executions) checkNoOverlap(t testing.TB, times map[string]int) {
+	t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for task, all := range e.of {
+		want := 1
+		if n, ok := times[task]; ok {
+			want = n
+		}
+		if len(all) != want {
+			t.Errorf("%s was executed %d times, want %d: %v", task, len(all), want, all)
+		}
+		for i := range all[1:] {
+			if all[i].end.IsZero() || all[i].end.After(all[i+1].start) {
+				t.Errorf("%s was started on %s at %v, before it had ended on %s at %v", task, all[i+1].worker, all[i+1].start, all[i].worker, all[i].end)
+			}
+		}
+	}
+}
+
+func TestAHoleInTheNetworkLeavesNoTaskWithTwoOwners(t *testing.T) {
+	for _, tt := range []struct {
+		reason string
+		dig    func(r *relay)
+	}{
+		{"nothing reaches the worker", func(r *relay) { r.toWorker.open.Store(true) }},
+		{"nothing reaches the coordinator", func(r *relay) { r.toCoordinator.open.Store(true) }},
+		{"nothing goes either way", func(r *relay) { r.toWorker.open.Store(true); r.toCoordinator.open.Store(true) }},
+	} {
+		// At any moment between two PINGs.
+		for _, after := range []time.Duration{0, 1, 300 * ms, 999 * ms, time.Second, 1700 * ms, 4 * time.Second, 5 * time.Second, 5001 * ms} {
+			t.Run(fmt.Sprintf("%s after %v", tt.reason, after), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					cl := newCluster(t)
+					var e executions
+					cl.worker("behind:1", e.handler("behind:1", time.Hour), WithSlots(2))
+					r := cl.relay("a:1", "behind:1")
+					cl.worker("a:2", e.handler("a:2", time.Minute), WithSlots(2))
+					start := time.Now()
+					var lost time.Duration
+					c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithHeartbeat(time.Second, 10*time.Second), WithWorkerWait(time.Minute),
+						WithObserver(Observer{SessionLost: func(i SessionLostInfo) {
+							if i.Addr == "a:1" && lost == 0 {
+								lost = time.Since(start)
+							}
+						}}))
+					cl.after(10*time.Second+after, func() { tt.dig(r) })
+					report, err := cl.run(t.Context(), c, tasksOf("a", 4))()
+					if err != nil {
+						t.Error(err)
+					}
+					twice := make(map[string]int)
+					for _, r := range report.Results {
+						if r.Losses > 0 {
+							twice[r.Task.Instruction] = 2
+						}
+					}
+					if len(twice) != 2 || lost == 0 || lost > 10*time.Second+after+11*time.Second {
+						t.Errorf("lost after %v, with %d tasks; want 2 within the timeout", lost, len(twice))
+					}
+					e.checkNoOverlap(t, twice)
+				})
+			})
+		}
+	}
+}
+
+func TestASilentWorkerIsDeadAfterTheTimeoutAndWhatItSaysThenDoesNotCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		for _, addr := range []string{"a:1"} {
+			cl.scripts(addr, func(n int, p *peer) {
+				p.expect("HELLO …")
+				p.send(`WELCOME taskexec/1 {"heartbeat":true}`)
+				if n > 0 {
+					p.expect("RUN 0 2 0 a0")
+					time.Sleep(3 * time.Second) // less than a heartbeat
+					p.send("DONE 0 0 in time")
+					p.expectEnd()
+					return
+				}
+				p.expect("RUN 0 1 0 a0", "PING 1", "PING 2")
+				// The coordinator's last words have a second to be read.
+				time.Sleep(5500 * ms)
+				io.WriteString(p.conn, "DONE 0 0 late\n")
+				p.expect("ERROR timeout nothing heard for 15s")
+			})
+		}
+		var lost []time.Duration
+		start := time.Now()
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute), WithObserver(Observer{SessionLost: func(i SessionLostInfo) {
+			lost = append(lost, time.Since(start))
+			if !strings.Contains(i.Err.Error(), "nothing heard for 15s") {
+				t.Errorf("lost because of %v", i.Err)
+			}
+		}}))
+		report, err := cl.run(t.Context(), c, tasksOf("a", 1))()
+		if r := report.Results[0]; err != nil || r.Output != "in time" || r.Losses != 1 {
+			t.Errorf("got %+v and %v", r, err)
+		}
+		if len(lost) != 1 || lost[0] != 15*time.Second {
+			t.Errorf("lost at %v, want once after 15s", lost)
+		}
+	})
+}
+
+func TestAWorkerThatOffersNoHeartbeatMayBeSilentForAnHour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) {
+			p.welcome()
+			p.expect("RUN 0 1 0 a0")
+			time.Sleep(time.Hour)
+			p.send("DONE 0 0")
+			p.expectEnd() // and no PING meanwhile
+		})
+		report, err := cl.run(t.Context(), cl.coordinator(WithWorkers("a", "a:1")), tasksOf("a", 1))()
+		if err != nil || report.Elapsed != time.Hour {
+			t.Errorf("%v after %v", err, report.Elapsed)
+		}
+	})
+}
+
+func TestAnySignOfLifeCounts(t *testing.T) {
+	for _, tt := range []struct {
+		reason string
+		play   func(p *peer)
+	}{
+		{"it pings, and answers nothing", func(p *peer) {
+			go io.Copy(io.Discard, p.in)
+			for i := range 100 {
+				time.Sleep(14 * time.Second)
+				p.send(fmt.Sprintf("PING %d", i))
+			}
+			p.send("DONE 0 0 end")
+		}},
+		{"it sends one long line slowly", func(p *peer) {
+			go io.Copy(io.Discard, p.in)
+			io.WriteString(p.conn, "DONE 0 0 e")
+			for range 100 {
+				time.Sleep(14 * time.Second)
+				io.WriteString(p.conn, "n")
+			}
+			io.WriteString(p.conn, "d\n")
+		}},
+		{"it answers PINGs only", func(p *peer) {
+			p.t = quiet{p.t}
+			for i := 0; ; i++ {
+				line := p.next()
+				if line == "" {
+					return
+				}
+				if n, ok := strings.CutPrefix(line, "PING "); ok {
+					p.send("PONG " + n)
+				}
+				if i == 100 {
+					p.send("DONE 0 0 end")
+				}
+			}
+		}},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				cl.script("a:1", func(p *peer) {
+					p.expect("HELLO …")
+					p.send(`WELCOME taskexec/1 {"heartbeat":true}`)
+					p.expect("RUN 0 1 0 a0")
+					tt.play(p)
+					io.Copy(io.Discard, p.conn)
+				})
+				report, err := cl.run(t.Context(), cl.coordinator(WithWorkers("a", "a:1")), tasksOf("a", 1))()
+				if err != nil || report.Results[0].Attempts != 1 || report.Elapsed < 5*time.Minute {
+					t.Errorf("%v after %v", err, report.Elapsed)
+				}
+			})
+		})
+	}
 }

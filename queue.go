@@ -607,7 +607,7 @@ func (q *queue) abandon(why error) {
 			q.release(s, task)
 			f.result.Losses++
 			q.troubles.Losses++
-			q.settle(f.result, Unknown, why, 0)
+			q.settle(f.result, Unknown, fmt.Errorf("%w: %w", ErrOutcomeUnknown, why), 0)
 		}
 		s.wire.endWithError(faultf(codeTimeout, "tasks were not reported in time after CANCEL"))
 	}

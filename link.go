@@ -110,12 +110,12 @@ func (l *link) redial(ctx context.Context, failures int, strict bool) *session {
 }
 
 // mayPass says whether a failure to connect may be over soon: nobody is there,
-// or the connection broke, which somebody who saw HELLO end inside its line
-// calls a syntax error, or somebody says that he is going or has no slot. One
-// who greets wrong is not what was meant, and will not change.
+// or the greetings did not get through in time, or whole, which somebody who saw
+// HELLO end inside its line calls a syntax error, or somebody says that he is
+// going or has no slot. One who greets wrong is not what was meant, and will not change.
 func mayPass(err error) bool {
 	var said *ProtocolError
-	if !errors.As(err, &said) {
+	if !errors.As(err, &said) || said.Code == codeTimeout {
 		return true
 	}
 	switch said.Code {

@@ -434,6 +434,23 @@ func TestAWorkerThatComesUpLateIsWaitedForAtTheStart(t *testing.T) {
 			})
 		}},
 		{"it closes without a word", func(cl *cluster) { cl.script("a:1", func(*peer) {}) }},
+		{"it hangs before its greeting", func(cl *cluster) {
+			cl.script("a:1", func(p *peer) { p.expect("HELLO …"); io.Copy(io.Discard, p.in) })
+		}},
+		{"it found the greeting torn", func(cl *cluster) {
+			cl.script("a:1", func(p *peer) {
+				p.expect("HELLO …")
+				p.send("ERROR syntax connection closed inside a line")
+				io.Copy(io.Discard, p.in)
+			})
+		}},
+		{"it waited too long for the greeting", func(cl *cluster) {
+			cl.script("a:1", func(p *peer) {
+				p.expect("HELLO …")
+				p.send("ERROR timeout no HELLO within 10s")
+				io.Copy(io.Discard, p.in)
+			})
+		}},
 		{"it closes in the middle of its greeting", func(cl *cluster) {
 			cl.script("a:1", func(p *peer) { p.expect("HELLO …"); io.WriteString(p.conn, "WELC") })
 		}},

@@ -359,7 +359,7 @@ func someTasks(a, b int, most time.Duration) []Task {
 
 // Whenever a worker is killed, the other one executes what it held, and nothing
 // is lost or recorded twice.
-func TestKilledWorkersTasksGoToAnother(t *testing.T) {
+func TestProcessKilledAndItsTasksGoToAnother(t *testing.T) {
 	tests := []struct {
 		why   string
 		slots int
@@ -412,7 +412,7 @@ func spread(all []time.Duration) string {
 
 // A worker that is killed and started again on its port, the only one, is given
 // what it held.
-func TestKilledWorkerRestartedOnItsPortGoesOn(t *testing.T) {
+func TestProcessKilledAndRestartedOnItsPortGoesOn(t *testing.T) {
 	f := newFleet(t, 1, 2)
 	losses := 0
 	for range max(1, *processTrials/2) {
@@ -431,7 +431,7 @@ func TestKilledWorkerRestartedOnItsPortGoesOn(t *testing.T) {
 
 // When all workers of a category are killed, its tasks wait for the one that
 // comes back.
-func TestAllWorkersKilledAndOneBroughtBackGoesOn(t *testing.T) {
+func TestProcessesAllKilledAndOneBroughtBackGoesOn(t *testing.T) {
 	f := newFleet(t, 3, 2)
 	for range max(1, *processTrials/10) {
 		back := rand.IntN(3)
@@ -456,7 +456,7 @@ func TestAllWorkersKilledAndOneBroughtBackGoesOn(t *testing.T) {
 // A worker that is stopped for longer than the heartbeat allows is taken for
 // dead, though its connection stands. What it does when it goes on counts for
 // nothing, and the next run can use it.
-func TestStoppedWorkerIsTakenForDeadAndComesBack(t *testing.T) {
+func TestProcessStoppedIsTakenForDeadAndComesBack(t *testing.T) {
 	const timeout = 300 * time.Millisecond
 	f := newFleet(t, 2, 2)
 	var found []time.Duration
@@ -480,7 +480,7 @@ func TestStoppedWorkerIsTakenForDeadAndComesBack(t *testing.T) {
 		}
 		// It may have been heard for the last time a moment before.
 		took := tr.lostAt[addr].Sub(stopped)
-		if took < timeout/2 {
+		if took < timeout/2 || took > 2*timeout+500*time.Millisecond {
 			t.Errorf("a worker was taken for dead %v after it was stopped, with a timeout of %v", took, timeout)
 		}
 		found = append(found, took)
@@ -490,7 +490,7 @@ func TestStoppedWorkerIsTakenForDeadAndComesBack(t *testing.T) {
 }
 
 // A worker that is stopped for less than the heartbeat allows loses nothing.
-func TestWorkerStoppedForAMomentLosesNothing(t *testing.T) {
+func TestProcessStoppedForAMomentLosesNothing(t *testing.T) {
 	f := newFleet(t, 2, 2)
 	for range max(1, *processTrials/20) {
 		tr := f.try(someTasks(40, 8, 10*time.Millisecond), func(tr *trial) {

@@ -277,9 +277,17 @@ func drawSimPlan(seed uint64) simPlan {
 					h.Until = between(h.From, h.From+silence*3/2)
 				case 2:
 					h.Until = simNever
+				case 3:
+					if narrow {
+						h.Kind, h.Until = simHoleIn, simNever
+					}
 				}
 				w.Holes = append(w.Holes, h)
 			case 2:
+				// What the worker has sent comes just after it was given up.
+				from := simDuration(random, p.Calm)
+				w.Holes = append(w.Holes, simHole{simHoleOut, from, from + silence + simDuration(random, interval)})
+			case 3:
 				// What the worker is sent comes late, and nothing comes from it.
 				from := simDuration(random, p.Calm)
 				w.Holes = append(w.Holes, simHole{simHoleIn, from, between(from, from+silence)},

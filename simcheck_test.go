@@ -484,7 +484,8 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 		}
 	case Unknown:
 		s.met[simUnknown] = true
-		struck := strings.Contains(res.Err.Error(), "were lost with it") && !strings.Contains(res.Err.Error(), "stopped at")
+		why := fmt.Sprint(res.Err)
+		struck := strings.Contains(why, "were lost with it") && !strings.Contains(why, "stopped at")
 		s.met[simStruckOut] = s.met[simStruckOut] || struck
 		switch {
 		case res.Losses == 0:
@@ -532,6 +533,15 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt) {
 		// A worker that is silent is found to be so in time, and not before.
 		if slack := c.Silence + c.Interval + time.Millisecond; len(log.bytes) > 0 && s.plan.Network.PerByte == 0 && !s.met[simWriteWaits] {
 			end := min(log.lost, r.ended, conn.closedAt)
+			for _, line := range log.sent {
+				if line.verb != "ERROR" {
+					continue
+				}
+				end = min(end, line.at)
+				if strings.Contains(line.text, "nothing heard for") && log.lost > line.at {
+					r.fail("heartbeat: %s was given up at %v, and held its tasks until %v", conn.name, line.at, log.lost)
+				}
+			}
 			before := log.bytes[0]
 			for _, at := range append(slices.Clone(log.bytes), end) {
 				if at > end {

@@ -111,7 +111,8 @@ type Worker struct {
 	draining  bool
 	drained   chan struct{} // closed when draining and serving is 0
 
-	done, failed atomic.Int64 // handlers that returned, by what they returned
+	done, failed                      atomic.Int64 // handlers that returned, by what they returned
+	greeted, repeated, returned, lost atomic.Int64 // as WorkerStats has them
 }
 
 // NewWorker returns a worker that executes tasks with handler. It panics on a
@@ -343,6 +344,10 @@ type WorkerStats struct {
 	Waiting  int   // tasks received and not started
 	Done     int64 // handlers that have returned an output
 	Failed   int64 // handlers that have returned an error or panicked
+	Greeted  int64 // sessions so far, those of a run that dialled again included
+	Repeated int64 // tasks received that some worker had been sent before
+	Returned int64 // tasks given back unstarted
+	Lost     int64 // tasks in flight when their session was lost
 }
 
 // Stats says what the worker does now. It is cheap enough to poll.
@@ -356,6 +361,10 @@ func (w *Worker) Stats() WorkerStats {
 		Stuck:    len(w.stuck),
 		Done:     w.done.Load(),
 		Failed:   w.failed.Load(),
+		Greeted:  w.greeted.Load(),
+		Repeated: w.repeated.Load(),
+		Returned: w.returned.Load(),
+		Lost:     w.lost.Load(),
 	}
 	for s := range w.sessions {
 		stats.Waiting += len(s.waiting.list) - s.waiting.head - s.waiting.returned
@@ -703,6 +712,7 @@ func (s *workerSession) greet() error {
 	s.mu.Lock()
 	if s.state == sessionNew {
 		s.state = sessionReady
+		s.worker.greeted.Add(1)
 		s.lease = time.Now()
 		s.wire.sendFirst(line) // even a PONG comes after it
 	}
@@ -890,12 +900,18 @@ func (s *workerSession) admit(batch []*job) (back bool, err error) {
 		}
 		s.inFlight[j.number] = j
 		s.cost += j.cost
+		if j.attempt > 1 {
+			s.worker.repeated.Add(1)
+		}
 	}
 	return s.state == sessionReturns, s.flooded()
 }
 
 // appendReport adds a line for the writer. s.mu is held.
 func (s *workerSession) appendReport(m message) {
+	if m.verb == verbReturn {
+		s.worker.returned.Add(1)
+	}
 	s.out = appendMessage(s.out, m)
 	s.wire.wakeWriter()
 }
@@ -1020,6 +1036,9 @@ func (s *workerSession) finish() bool {
 	}
 	finished := s.state == sessionFinished
 	s.state = sessionFinished
+	if !finished {
+		s.worker.lost.Add(int64(len(unstarted) + len(s.inFlight)))
+	}
 	s.room.Broadcast()
 	return finished
 }

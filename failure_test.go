@@ -177,7 +177,7 @@ func (r *relay) cut() {
 }
 
 func (h *hole) pass(dst, src net.Conn) {
-	buf := make([]byte, 64<<10)
+	buf := make([]byte, 16<<10)
 	for {
 		n, err := src.Read(buf)
 		if err != nil {
@@ -773,5 +773,425 @@ func TestAnySignOfLifeCounts(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+func TestALeaseIsRenewedByNothingButAnEcho(t *testing.T) {
+	for _, tt := range []struct {
+		reason string
+		say    func(p *peer, ping string) // for each PING of the worker
+		lives  bool
+	}{
+		{"its PINGs are answered", func(p *peer, n string) { p.send("PONG " + n) }, true},
+		{"nothing is said", func(*peer, string) {}, false},
+		{"PINGs of the coordinator", func(p *peer, n string) { p.send("PING 1") }, false},
+		{"a PONG to a PING never sent", func(p *peer, n string) { p.send("PONG 1000000") }, false},
+		{"the PONG to the first, again and again", func(p *peer, n string) { p.send("PONG 1") }, false},
+		{"RECALLs", func(p *peer, n string) { p.send("RECALL 77") }, false},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				canceled := make(chan error, 1)
+				wt := startWorker(t, HandlerFunc(func(ctx context.Context, _ Task) (string, error) {
+					select {
+					case <-ctx.Done():
+						canceled <- context.Cause(ctx)
+						return "", ctx.Err()
+					case <-time.After(time.Hour):
+						return "", nil
+					}
+				}))
+				p := wt.stranger()
+				start := time.Now()
+				p.send(`HELLO taskexec/1 {"run":"r","category":"a","timeout_ms":10000}`)
+				p.expect("WELCOME …")
+				p.send("RUN 0 1 0 x")
+				for {
+					line := p.next()
+					if n, ok := strings.CutPrefix(line, "PING "); ok {
+						tt.say(p, n)
+						continue
+					}
+					want := "ERROR timeout no answer to a PING for 8s"
+					if tt.lives {
+						want = "DONE 0 3600000000"
+					}
+					if line == "PONG 1" {
+						continue
+					}
+					if line != want {
+						t.Errorf("got %q, want %q", line, want)
+					}
+					break
+				}
+				took := time.Since(start)
+				if tt.lives {
+					if took != time.Hour {
+						t.Errorf("done after %v", took)
+					}
+					return
+				}
+				// Counted from WELCOME, or from when the first PING was sent.
+				want := 8 * time.Second
+				if strings.Contains(tt.reason, "first") {
+					want += 10 * time.Second / 3
+				}
+				if took != want || <-canceled != errLeaseOver {
+					t.Errorf("over after %v, want %v", took, want)
+				}
+			})
+		})
+	}
+}
+
+func TestPingsAreAnsweredWhileAllSlotsAreBusyAndWhileDraining(t *testing.T) {
+	// The handlers take longer than the peer's patience by far.
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		var e executions
+		w := cl.worker("a:1", e.handler("a:1", time.Hour), WithSlots(2))
+		cl.worker("a:2", e.handler("a:2", time.Hour), WithSlots(2))
+		cl.after(time.Minute, func() { go w.Shutdown(context.Background()) })
+		c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithHeartbeat(time.Second, 3*time.Second), WithWorkerWait(time.Minute))
+		report, err := cl.run(t.Context(), c, tasksOf("a", 8))()
+		if err != nil || report.Troubles.Losses != 0 || report.Troubles.Returns == 0 {
+			t.Errorf("got %v and %+v", err, report.Troubles)
+		}
+		e.checkNoOverlap(t, nil)
+		checkTroubles(t, report)
+	})
+}
+
+func TestABigLineOnASlowLinkEndsNeitherSide(t *testing.T) {
+	// A line of some 300 KiB at 10 KiB/s takes longer than all timeouts, and
+	// its end may come at any moment between two PINGs.
+	slowly := func(p []byte, write func(p []byte) error) {
+		for len(p) > 0 {
+			n := min(len(p), 1<<10)
+			time.Sleep(time.Second / 10)
+			if write(p[:n]) != nil {
+				return
+			}
+			p = p[n:]
+		}
+	}
+	for _, tt := range []struct {
+		reason              string
+		instruction, output int // 1 if big
+		dig                 func(r *relay)
+	}{
+		{"a big instruction", 1, 0, func(r *relay) { r.toWorker.delay = slowly }},
+		{"a big output", 0, 1, func(r *relay) { r.toCoordinator.delay = slowly }},
+		{"both", 1, 1, func(r *relay) { r.toWorker.delay, r.toCoordinator.delay = slowly, slowly }},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			for size := 300 << 10; size < 350<<10; size += 5 << 10 {
+				synctest.Test(t, func(t *testing.T) {
+					cl := newCluster(t)
+					output := strings.Repeat("o", 1+tt.output*size)
+					cl.worker("behind:1", func(_ context.Context, task Task) (string, error) {
+						cl.log("executed")
+						return output, nil
+					})
+					tt.dig(cl.relay("a:1", "behind:1"))
+					tasks := []Task{{Category: "a", Instruction: strings.Repeat("i", 1+tt.instruction*size)}, {Category: "a", Instruction: "small"}}
+					c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute))
+					report, err := cl.run(t.Context(), c, tasks)()
+					if err != nil || report.Troubles != (Troubles{}) || len(cl.traced()) != 2 || report.Results[0].Output != output {
+						t.Errorf("%d bytes: got %v and %+v after %v", size, err, report.Troubles, report.Elapsed)
+					}
+					if report.Elapsed < 30*time.Second {
+						t.Errorf("the link is not slow: it took %v", report.Elapsed)
+					}
+				})
+			}
+		})
+	}
+}
+
+func TestAWorkersShutdownDuringARunGivesBackWhatItHasNotStarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		var e executions
+		w := cl.worker("a:1", e.handler("a:1", 10*time.Second))
+		cl.worker("a:2", e.handler("a:2", 10*time.Second))
+		cl.after(15*time.Second, func() { go w.Shutdown(context.Background()) })
+		c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithWorkerWait(time.Minute), WithRetry(Retry{Attempts: 2}))
+		report, err := cl.run(t.Context(), c, tasksOf("a", 20))()
+		if err != nil || report.Troubles.Losses != 0 || report.Troubles.Retries != 0 || report.Troubles.Returns != 8 {
+			t.Errorf("got %v and %+v, want the 8 that a:1 had not started back", err, report.Troubles)
+		}
+		// Two by the one that left, and the others one after the other.
+		if report.Elapsed != 180*time.Second {
+			t.Errorf("took %v, want 180s", report.Elapsed)
+		}
+		e.checkNoOverlap(t, nil)
+		checkTroubles(t, report)
+	})
+}
+
+func TestARollingRestartLosesAndRepeatsNothing(t *testing.T) {
+	for _, order := range []Order{ByCategory, ByInput} {
+		for _, atMostOnce := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%v, at most once %v", order, atMostOnce), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					cl := newCluster(t)
+					var e executions
+					options := []CoordinatorOption{WithOrder(order), WithWorkerWait(time.Minute)}
+					if atMostOnce {
+						options = append(options, WithAtMostOnce())
+					}
+					var all []*process
+					for i := range 3 {
+						addr := fmt.Sprintf("a:%d", i)
+						all = append(all, cl.process(addr, e.handler(addr, time.Second), WithSlots(2)))
+						options = append(options, WithWorkers("a", addr))
+					}
+					cl.after(4500*ms, func() {
+						go func() {
+							for range 3 {
+								for _, p := range all {
+									if err := p.current().Shutdown(context.Background()); err != nil {
+										t.Error(err)
+									}
+									p.start()
+								}
+							}
+						}()
+					})
+					tasks := tasksOf("a", 200)
+					if order == ByInput {
+						tasks = tasks[:40]
+					}
+					report, err := cl.run(t.Context(), cl.coordinator(options...), tasks)()
+					if err != nil || report.Troubles.Losses != 0 || report.Troubles.Redials < 3 {
+						t.Errorf("got %v and %+v", err, report.Troubles)
+					}
+					if len(e.of) != len(tasks) {
+						t.Errorf("%d tasks were executed, want %d", len(e.of), len(tasks))
+					}
+					e.checkNoOverlap(t, nil)
+					checkTroubles(t, report)
+				})
+			})
+		}
+	}
+}
+
+// shutdowns counts how often workers that a test plays were told to shut down.
+func TestAWorkerThatWasToldToShutDownIsNotDialledAgain(t *testing.T) {
+	// It serves two categories of the run's three, and a supervisor starts it
+	// again whenever it ends.
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		times, dialer := cl.dialTimes()
+		instances, told := 0, 0
+		ended := make(chan struct{})
+		var p *process
+		p = cl.lateProcess("w:1", echo)
+		p.start()
+		cl.worker("c:1", func(context.Context, Task) (string, error) { time.Sleep(time.Hour); return "", nil })
+		go func() {
+			for {
+				w := p.current()
+				instances++
+				select {
+				case <-w.drained:
+					told++
+					time.Sleep(time.Second)
+					p.start()
+				case <-ended:
+					return
+				}
+			}
+		}()
+		c := cl.coordinator(WithWorkers("a", "w:1"), WithWorkers("b", "w:1"), WithWorkers("c", "c:1"),
+			WithWorkerShutdown(), WithWorkerWait(time.Minute), dialer)
+		_, err := cl.run(t.Context(), c, mustParse(t, "a1 b1 c1 c2"))()
+		if err != nil {
+			t.Error(err)
+		}
+		close(ended)
+		synctest.Wait()
+		if told != 1 || len(times.of("w:1")) != 2 {
+			t.Errorf("%d of %d instances were told to shut down; dialled at %v", told, instances, times.of("w:1"))
+		}
+	})
+}
+
+func TestARestartedWorkerIsToldToShutDownWhenNoStageNeedsIt(t *testing.T) {
+	for _, first := range []string{"a", "b"} { // whose link finds it again first
+		t.Run(first, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				var goodbyes []string
+				var p *process
+				p = cl.process("w:1", func(ctx context.Context, task Task) (string, error) {
+					if info, _ := TaskInfoFrom(ctx); task.Instruction == "a1" && info.Attempt == 1 {
+						time.Sleep(time.Second)
+						p.kill()
+						p.start()
+						return "", ctx.Err()
+					}
+					return "", nil
+				})
+				// The links of both categories dial with delays of their own.
+				n := 0
+				jitter := func(most time.Duration) time.Duration {
+					n++
+					if n == 1 {
+						return 0
+					}
+					return most
+				}
+				c := cl.coordinator(WithWorkers("a", "w:1"), WithWorkers("b", "w:1"), WithWorkerShutdown(), WithWorkerWait(time.Minute),
+					withJitter(jitter), WithObserver(Observer{Goodbye: func(i GoodbyeInfo) { goodbyes = append(goodbyes, i.Category) }}))
+				report, err := cl.run(t.Context(), c, mustParse(t, "a1 b1"))()
+				if err != nil {
+					t.Error(err)
+				}
+				if len(goodbyes) != 1 || goodbyes[0] == "" || report.Troubles.Losses != 1 {
+					t.Errorf("goodbyes of %v, and %+v; want one", goodbyes, report.Troubles)
+				}
+				time.Sleep(2 * time.Second) // what last words take at most
+				if old := p.current(); old.Stats().Sessions != 0 {
+					t.Errorf("the worker has sessions: %+v", old.Stats())
+				}
+			})
+		})
+	}
+}
+
+func TestBadWorkersAreNamedAndHarmNobody(t *testing.T) {
+	run := func(p *peer, welcome string) {
+		p.expect("HELLO …")
+		p.send("WELCOME taskexec/1 " + welcome)
+		p.expect("RUN 0 1 0 a0")
+	}
+	rest := func(p *peer) { io.Copy(io.Discard, p.in) }
+	for _, tt := range []struct {
+		reason string
+		play   func(p *peer)
+		at     time.Duration // when ctx ends, if it does
+		want   string        // the outcomes
+		is     error
+		says   string
+	}{
+		{"it accepts and never greets", func(p *peer) { p.expect("HELLO …"); rest(p) }, 0,
+			"Skipped Skipped", nil, "a:1: not reached within 30s"},
+		{"it greets and is silent", func(p *peer) { run(p, `{"heartbeat":true}`); rest(p) }, 0,
+			"Unknown Skipped", ErrNoWorker, "nothing heard for 15s"},
+		{"it greets and never reports, and offers no heartbeat", func(p *peer) { run(p, `{}`); rest(p) }, time.Hour,
+			"Unknown Skipped", ErrOutcomeUnknown, "not reported within 10s after it was canceled"},
+		{"it reports twice", func(p *peer) { run(p, `{}`); p.send("DONE 0 0"); p.expect("RUN 1 1 0 a1"); p.send("DONE 0 0"); rest(p) }, 0,
+			"Done Unknown", ErrNoWorker, "DONE for task 0, which is not in flight here"},
+		{"it reports and fails the same", func(p *peer) {
+			run(p, `{}`)
+			p.send("DONE 0 0")
+			p.expect("RUN 1 1 0 a1")
+			p.send("FAIL 0 error 0 no")
+			rest(p)
+		}, 0, "Done Unknown", ErrNoWorker, "FAIL for task 0, which is not in flight here"},
+		{"it reports what it was never sent", func(p *peer) { run(p, `{}`); p.send("DONE 1 0"); rest(p) }, 0,
+			"Unknown Skipped", ErrNoWorker, "DONE for task 1, which is not in flight here"},
+		{"it reports a number that no task has", func(p *peer) { run(p, `{}`); p.send("DONE 999999 0"); rest(p) }, 0,
+			"Unknown Skipped", ErrNoWorker, "task 999999"},
+		{"it reports a negative number", func(p *peer) { run(p, `{}`); p.send("DONE -1 0"); rest(p) }, 0,
+			"Unknown Skipped", ErrNoWorker, "protocol error (syntax)"},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				cl.script("a:1", tt.play)
+				ctx := t.Context()
+				if tt.at > 0 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, tt.at)
+					defer cancel()
+				}
+				c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(30*time.Second))
+				report, err := cl.run(ctx, c, tasksOf("a", 2))()
+				if got := outcomes(report); got != tt.want {
+					t.Errorf("got %s, want %s", got, tt.want)
+				}
+				all := err.Error()
+				for _, r := range report.Results {
+					if r.Err != nil {
+						all += "; " + r.Err.Error()
+					}
+					if r.Outcome == Unknown && !errors.Is(r.Err, ErrOutcomeUnknown) {
+						t.Errorf("%v does not wrap ErrOutcomeUnknown", r.Err)
+					}
+				}
+				if tt.is != nil && !errors.Is(errors.Join(err, report.Results[0].Err), tt.is) || !strings.Contains(all, tt.says) {
+					t.Errorf("got %s\nwant %q", all, tt.says)
+				}
+				if limit := tt.at + time.Minute + 15*time.Second; report.Elapsed > limit {
+					t.Errorf("it took %v", report.Elapsed)
+				}
+				checkTroubles(t, report)
+			})
+			// Beside a worker that is as it should be, all is Done.
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				cl.script("a:1", func(p *peer) { p.t = quiet{p.t}; tt.play(p) })
+				cl.worker("a:2", echo)
+				c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithWorkerWait(30*time.Second))
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				report, err := cl.run(ctx, c, tasksOf("a", 2))()
+				if err != nil && tt.at == 0 && !strings.Contains(tt.reason, "never greets") {
+					t.Errorf("beside another: %v", err)
+				}
+				checkTroubles(t, report)
+			})
+		})
+	}
+}
+
+func TestAllWorkersDeadFromTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		c := cl.coordinator(WithWorkers("a", "dead:1", "dead:2"), WithWorkers("b", "dead:3"), WithWorkerWait(30*time.Second))
+		report, err := cl.run(t.Context(), c, mustParse(t, theNine[:5]+" b1"))()
+		if report.Elapsed != 30*time.Second || report.Counts.Skipped != 3 {
+			t.Errorf("got %+v after %v", report.Counts, report.Elapsed)
+		}
+		for _, addr := range []string{"dead:1", "dead:2", "dead:3"} {
+			if !strings.Contains(err.Error(), addr) {
+				t.Errorf("%v does not name %s", err, addr)
+			}
+		}
+	})
+}
+
+func TestAHandlerThatPanicsOnEveryTaskFailsEachOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		w := cl.worker("a:1", func(_ context.Context, task Task) (string, error) { panic(task.Instruction + " is too much") }, WithSlots(3))
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithRetry(Retry{Attempts: 5}), WithWorkerWait(time.Minute))
+		report, _ := cl.run(t.Context(), c, tasksOf("a", 30))()
+		for _, r := range report.Results {
+			remote, ok := errors.AsType[*RemoteError](r.Err)
+			if r.Outcome != Failed || r.Attempts != 1 || !ok || remote.Kind != "panic" || !strings.Contains(remote.Text, r.Task.Instruction+" is too much") {
+				t.Errorf("got %+v: %v", r, r.Err)
+			}
+		}
+		if report.Troubles != (Troubles{}) {
+			t.Errorf("got %+v", report.Troubles)
+		}
+		if got := w.Stats(); got.Failed != 30 || got.Done != 0 || got.Running != 0 || got.Stuck != 0 {
+			t.Errorf("the worker counts %+v", got)
+		}
+	})
+}
+
+func TestAContextErrorThatNobodyCausedIsAFailure(t *testing.T) {
+	for _, cause := range []error{context.Canceled, context.DeadlineExceeded, fmt.Errorf("so: %w", context.Canceled)} {
+		run := retried(t, func(context.Context, int) (string, error) { return "", cause }, WithTaskTimeout(time.Hour))
+		remote, ok := errors.AsType[*RemoteError](run.err)
+		if r := run.report.Results[0]; r.Outcome != Failed || !ok || remote.Kind != "error" || remote.Text != cause.Error() {
+			t.Errorf("%v: got %v with %v", cause, r.Outcome, r.Err)
+		}
 	}
 }

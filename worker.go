@@ -733,6 +733,7 @@ func (s *workerSession) keepLease(timeout time.Duration) {
 	lease := timeout / 10 * 8
 	timer := time.NewTimer(interval)
 	defer timer.Stop()
+	var slowUntil time.Time
 	for n := 1; ; {
 		select {
 		case <-s.over:
@@ -743,9 +744,12 @@ func (s *workerSession) keepLease(timeout time.Duration) {
 		s.mu.Lock()
 		end := s.lease.Add(lease)
 		s.mu.Unlock()
+		if s.wire.midWrite.Load() {
+			slowUntil = now.Add(2 * interval) // what was sent right after the line needs time to come back
+		}
 		switch {
 		case end.After(now):
-		case s.wire.midLine(timeout):
+		case s.wire.midLine(lease) || now.Before(slowUntil):
 			end = now.Add(interval) // neither PING nor PONG can overtake within a line
 		default:
 			s.cancel(errLeaseOver)

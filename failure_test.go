@@ -1036,10 +1036,9 @@ func TestARestartedWorkerIsToldToShutDownWhenNoStageNeedsIt(t *testing.T) {
 					return "", nil
 				})
 				// The links of both categories dial with delays of their own.
-				n := 0
+				var dials atomic.Int64
 				jitter := func(most time.Duration) time.Duration {
-					n++
-					if n == 1 {
+					if dials.Add(1) == 1 {
 						return 0
 					}
 					return most

@@ -21,6 +21,7 @@ type simAttempt struct {
 	sent          time.Duration
 	report        *simLine // that the coordinator heard
 	execution     *simExecution
+	said          *simLine // the report as the worker wrote it
 }
 
 // fate says how the attempt ended for the coordinator, and when: by "report",
@@ -182,7 +183,11 @@ func (r *simRun) check(harm bool) {
 			r.fail("task %d was sent at %v, after the run was stopped", task, taken)
 		}
 	}
-	r.checkSessions(attempts)
+	stopped := min(r.plan.CancelAt, c.ShutdownAt, r.left, r.ended)
+	if c.OnFailure == StopSoon {
+		stopped = min(stopped, failed)
+	}
+	r.checkSessions(attempts, stopped)
 	r.checkStarts(attempts, results)
 
 	if errors.Is(r.err, ErrNoWorker) && !s.met[simGone] && !s.met[simDismissing] && !s.met[simStuck] {
@@ -297,6 +302,18 @@ func (r *simRun) allAttempts() [][]*simAttempt {
 			}
 			a.conn, a.sent = c, line.at
 			on[line.task] = append(on[line.task], a)
+		}
+		for i := range c.log.said {
+			line := &c.log.said[i]
+			if line.verb != "DONE" && line.verb != "FAIL" && line.verb != "RETURN" {
+				continue
+			}
+			for _, a := range on[line.task] {
+				if a.sent <= line.at && a.said == nil {
+					a.said = line
+					break
+				}
+			}
 		}
 		for i := range c.log.heard {
 			line := &c.log.heard[i]
@@ -497,6 +514,13 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 		}
 	}
 
+	// A report waits for nothing but the line.
+	for _, a := range attempts {
+		if e := a.execution; e != nil && a.said != nil && a.said.verb == "DONE" && a.said.at != e.until && !s.met[simWriteWaits] {
+			r.fail("attempt %d of task %d ended at %v, and was reported at %v", a.attempt, task, e.until, a.said.at)
+		}
+	}
+
 	// Two executions overlap only where the first was cut off, or is stuck.
 	for i, a := range attempts {
 		for _, b := range attempts[i+1:] {
@@ -513,7 +537,7 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 }
 
 // checkSessions checks what each session was sent, and how long it went on.
-func (r *simRun) checkSessions(attempts [][]*simAttempt) {
+func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) {
 	s, c := r.sim, r.coordinator
 	told := make(map[string]time.Duration)
 	for _, conn := range s.network.conns {
@@ -531,7 +555,7 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt) {
 			s.met[simSilence] = true
 		}
 		// A worker that is silent is found to be so in time, and not before.
-		if slack := c.Silence + c.Interval + time.Millisecond; len(log.bytes) > 0 && s.plan.Network.PerByte == 0 && !s.met[simWriteWaits] {
+		if slack := c.Silence + c.Interval + time.Millisecond; len(log.bytes) > 0 && !conn.plain && s.plan.Network.PerByte == 0 && !s.met[simWriteWaits] {
 			end := min(log.lost, r.ended, conn.closedAt)
 			for _, line := range log.sent {
 				if line.verb != "ERROR" {
@@ -555,6 +579,11 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt) {
 				}
 				before = at
 			}
+		}
+		// The first redial comes in one of the first slots of the backoff.
+		if strings.HasSuffix(conn.name, "#0") && log.lost < stopped-time.Second && c.WorkerWait > time.Second && !c.Shutdown &&
+			s.network.dials[simDial{r.number, conn.addr}] < 2 {
+			r.fail("%s was lost at %v, and never dialled again until %v", conn.name, log.lost, stopped)
 		}
 		slots := conn.process.life.plan.Slots
 		limit := max(c.Window, slots)
@@ -602,7 +631,7 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt) {
 	for _, of := range attempts {
 		for _, a := range of {
 			e := a.execution
-			if e == nil || !e.obeys {
+			if e == nil || !e.obeys || a.conn.plain {
 				continue
 			}
 			lost := min(a.conn.log.lost, r.ended)

@@ -1,6 +1,7 @@
 package taskexec
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ type simNetwork struct {
 	plan  simNetworkPlan
 	calm  time.Duration        // after the start no further connection breaks
 	holes map[string][]simHole // by host
+	plain map[string]bool      // hosts of workers without heartbeats
 	start time.Time
 	sim   *simulation
 	// override replaces what would be drawn for a connection.
@@ -45,6 +47,7 @@ type simNetworkPlan struct {
 	PerByte time.Duration // 0 for links as fast as they are asked to be
 	Buffer  int           // bytes of each direction; a writer waits when it is full
 	Faults  int           // one connection in so many has one; 0 for none
+	Deaf    int           // in one direction in so many a reader may stop to read; 0 for none
 }
 
 // A simHole is a time in which bytes to or from a host are on their way and do
@@ -72,6 +75,7 @@ type simPipePlan struct {
 	Fault      simFault // what becomes of the byte at FaultAt and those after it
 	FaultAt    int
 	FaultFor   time.Duration // of simStall
+	Deaf       bool          // once a writer has to wait, the reader reads no more
 }
 
 // drawConn draws the nth connection of a run to an address.
@@ -85,6 +89,7 @@ func (p simNetworkPlan) drawConn(seed uint64, dial simDial, n int) simConnPlan {
 	for _, pipe := range []*simPipePlan{&c.Up, &c.Down} {
 		pipe.Latency = simDuration(random, p.Latency)
 		pipe.JitterSeed = random.Uint64()
+		pipe.Deaf = p.Deaf > 0 && random.IntN(p.Deaf) == 0
 	}
 	if p.Faults > 0 && random.IntN(p.Faults) == 0 {
 		pipe := &c.Up
@@ -128,11 +133,16 @@ func (n *simNetwork) dial(ctx context.Context, network, addr string) (net.Conn, 
 		n.override(key, number, &plan)
 	}
 	n.drawn[name] = plan
-	if n.since() > n.calm {
-		plan.Up.Fault, plan.Down.Fault = simNoFault, simNoFault
+	for _, p := range []*simPipePlan{&plan.Up, &plan.Down} {
+		if n.since() > n.calm {
+			p.Fault, p.Deaf = simNoFault, false
+		}
+		if n.plain[host] && p.Fault == simVanish {
+			p.Fault = simStall // nobody would ever find out
+		}
 	}
-	client := &simConn{network: n, name: name, run: run, addr: addr}
-	server := &simConn{network: n, name: name, run: run, addr: addr}
+	client := &simConn{network: n, name: name, run: run, addr: addr, plain: n.plain[host]}
+	server := &simConn{network: n, name: name, run: run, addr: addr, plain: n.plain[host]}
 	client.peer, server.peer = server, client
 	up := &simPipe{simPipePlan: plan.Up, from: client, to: server, host: host, incoming: true}
 	down := &simPipe{simPipePlan: plan.Down, from: server, to: client, host: host}
@@ -281,6 +291,7 @@ type simPipe struct {
 	last     time.Duration // when the last chunk arrives: none overtakes another
 	stalled  time.Duration // until when nothing arrives
 	vanished bool          // nothing more arrives
+	deafened bool          // nothing more is read, until the writer closes
 	ended    bool          // the end of the stream is on its way
 	deaf     bool          // the reader has closed: what arrives is answered by a reset
 	brokenAt time.Duration // when writing begins to fail
@@ -401,6 +412,7 @@ type simConn struct {
 	name    string
 	run     int
 	addr    string
+	plain   bool        // without heartbeats
 	process *simProcess // that was dialled
 	peer    *simConn
 	in, out *simPipe
@@ -427,7 +439,7 @@ func (c *simConn) Read(b []byte) (int, error) {
 		case !until.IsZero() && !time.Now().Before(until):
 			n.mu.Unlock()
 			return 0, os.ErrDeadlineExceeded
-		case len(c.in.chunks) > 0:
+		case len(c.in.chunks) > 0 && !(c.in.deafened && !c.peer.closed):
 			chunk := &c.in.chunks[0]
 			if chunk.at <= n.since() {
 				defer n.mu.Unlock()
@@ -476,6 +488,12 @@ func (c *simConn) Write(b []byte) (int, error) {
 	for first := true; len(b) > 0; first = false {
 		n.mu.Lock()
 		if first {
+			if c.plain {
+				// Both greetings are as those of a peer that knows of no
+				// heartbeat, and as long as they were.
+				b = bytes.Replace(b, []byte(`"heartbeat":true`), []byte(`"heartbeat":null`), 1)
+				b = bytes.Replace(b, []byte(`"timeout_ms":`), []byte(`"timeout_no":`), 1)
+			}
 			c.logLines(&c.lines.written, b, true)
 		}
 		changed := p.changed
@@ -502,6 +520,10 @@ func (c *simConn) Write(b []byte) (int, error) {
 			return written + len(b), nil
 		case room <= 0 && !atFault:
 			n.sim.note(simWriteWaits, c, "a write waits")
+			if p.Deaf && !p.deafened && n.since() <= n.calm {
+				p.deafened = true
+				n.sim.note(simDeaf, c, "nothing is read any more")
+			}
 			if at := n.start.Add(p.brokenAt); p.brokenAt != simNever && (until.IsZero() || at.Before(until)) {
 				until = at
 			}

@@ -480,7 +480,7 @@ func FuzzEscapes(f *testing.F) {
 		if got, ok := unescape(strings.TrimPrefix(line, " ")); !ok || got != text {
 			t.Errorf("%q comes back as %q, %v", text, got, ok)
 		}
-		if got, ok := unescape(text); ok && string(appendText(nil, got)) != strings.TrimSuffix(" "+text, " ") && got != text {
+		if got, ok := unescape(text); ok && text != "" && !strings.Contains(text, "\n") && string(appendText(nil, got)) != " "+text {
 			t.Errorf("%q and another text both mean %q", text, got)
 		}
 		checkHarmless(t, text)

@@ -987,8 +987,7 @@ func TestAWorkerThatWasToldToShutDownIsNotDialledAgain(t *testing.T) {
 		times, dialer := cl.dialTimes()
 		instances, told := 0, 0
 		ended := make(chan struct{})
-		var p *process
-		p = cl.lateProcess("w:1", echo)
+		p := cl.lateProcess("w:1", echo)
 		p.start()
 		cl.worker("c:1", func(context.Context, Task) (string, error) { time.Sleep(time.Hour); return "", nil })
 		go func() {

@@ -201,11 +201,9 @@ func (n *simNetwork) sinceStart() time.Duration { return time.Since(n.start) }
 // since is sinceStart; it stands where mu is held.
 func (n *simNetwork) since() time.Duration { return time.Since(n.start) }
 
-// listen makes host reachable until the listener is closed.
+// listen makes host reachable until the listener is closed. mu is held.
 func (n *simNetwork) listen(host string, process *simProcess) *simListener {
 	l := &simListener{network: n, host: host, process: process, conns: make(chan net.Conn), closed: make(chan struct{})}
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.listeners[host] = l
 	return l
 }

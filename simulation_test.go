@@ -751,13 +751,6 @@ func (l *simLife) start(ctx context.Context) {
 	}
 	l.number++
 	p := &simProcess{life: l, name: fmt.Sprintf("%s.%d", l.plan.Name, l.number), killed: simNever, reborn: l.plan.Reborn}
-	l.current = p
-	if l.number > 1 {
-		s.met[simRestarted] = true
-	}
-	s.tracef("*** worker %s starts", p.name)
-	s.processes = append(s.processes, p)
-	s.network.mu.Unlock()
 	options := []WorkerOption{WithName(p.name), WithSlots(l.plan.Slots)}
 	if l.plan.Declared {
 		options = append(options, WithCategories(l.plan.Categories...))
@@ -766,6 +759,13 @@ func (l *simLife) start(ctx context.Context) {
 	serveCtx, cancel := context.WithCancel(ctx)
 	p.cancel = cancel
 	p.listener = s.network.listen(l.plan.Name, p)
+	l.current = p // from here on it may be killed
+	if l.number > 1 {
+		s.met[simRestarted] = true
+	}
+	s.tracef("*** worker %s starts", p.name)
+	s.processes = append(s.processes, p)
+	s.network.mu.Unlock()
 	s.serving.Go(func() {
 		err := p.worker.Serve(serveCtx, p.listener)
 		s.network.mu.Lock()

@@ -187,6 +187,11 @@ func (r *simRun) check(harm bool) {
 	if c.OnFailure == StopSoon {
 		stopped = min(stopped, failed)
 	}
+	for _, done := range r.done {
+		if errors.Is(done[0].result.Err, ErrNoWorker) {
+			stopped = min(stopped, done[0].at)
+		}
+	}
 	r.checkSessions(attempts, stopped)
 	r.checkStarts(attempts, results)
 
@@ -556,6 +561,9 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) 
 		}
 		// A worker that is silent is found to be so in time, and not before.
 		if slack := c.Silence + c.Interval + time.Millisecond; len(log.bytes) > 0 && !conn.plain && s.plan.Network.PerByte == 0 && !s.met[simWriteWaits] {
+			if strings.Contains(fmt.Sprint(log.lostWhy), "connection lost") {
+				slack += lastWordsTimeout // it could not write any more, and listened to what was still to come
+			}
 			end := min(log.lost, r.ended, conn.closedAt)
 			for _, line := range log.sent {
 				if line.verb != "ERROR" {

@@ -2452,8 +2452,11 @@ func TestFailureThatFollowsFromTheWorkersEndIsNotReported(t *testing.T) {
 				n := &simNetwork{start: time.Now(), plan: simNetworkPlan{Buffer: 1 << 10}, listeners: make(map[string]*simListener),
 					dials: make(map[simDial]int), drawn: make(map[string]simConnPlan), sim: &simulation{}}
 				n.sim.network.start = n.start
+				n.mu.Lock()
+				ln := n.listen("w", nil)
+				n.mu.Unlock()
 				served := make(chan error)
-				go func() { served <- w.Serve(ctx, n.listen("w", nil)) }()
+				go func() { served <- w.Serve(ctx, ln) }()
 				conn, err := n.dial(ctx, "tcp", "w:1")
 				if err != nil {
 					t.Fatal(err)

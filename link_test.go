@@ -348,6 +348,33 @@ func TestPatienceIsForTheTimeWithoutAnyWorker(t *testing.T) {
 	})
 }
 
+// The patience runs from when the last worker drains, and what that reports
+// after it does not end it.
+func TestWhatADrainingWorkerReportsDoesNotMakeTheRunWaitForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		p := cl.process("a:1", func(ctx context.Context, task Task) (string, error) {
+			select {
+			case <-time.After(15 * time.Second):
+				return "", nil
+			case <-ctx.Done():
+				return "", ctx.Err()
+			}
+		})
+		// Dialled again after 12.7 s of 30, it executes a task, and drains.
+		cl.after(5*time.Second, p.kill)
+		cl.after(15*time.Second, func() { p.start() })
+		cl.after(20*time.Second, func() { p.current().Shutdown(context.Background()) })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(30*time.Second), withJitter(longest))
+		report, err := cl.run(ctx, c, tasksOf("a", 2))()
+		if !errors.Is(err, ErrNoWorker) || report.Counts.Done != 1 || report.Elapsed != 50*time.Second {
+			t.Errorf("after %v, with %+v: %v; want %v 30 s after the drain began", report.Elapsed, report.Counts, err, ErrNoWorker)
+		}
+	})
+}
+
 func TestTheEndOfARunThatWaitsForAWorkerIsItsReason(t *testing.T) {
 	reason := errors.New("the lights go out")
 	for _, tt := range []struct {

@@ -145,8 +145,13 @@ func (q *queue) unlock() {
 // giveUp ends the run if its tasks have waited for a worker in vain.
 func (q *queue) giveUp() {
 	q.mu.Lock()
-	// A worker may have come, and left again, just before.
-	orphaned := q.orphaned() && !q.over && q.patience != nil && q.waited+time.Since(q.left) >= q.run.config.workerWait
+	orphaned := q.orphaned() && !q.over && q.patience != nil
+	// A worker may have come, and left again, just before; or one that drains
+	// has reported something since the timer was set.
+	if rest := q.run.config.workerWait - q.waited - time.Since(q.left); orphaned && rest > 0 {
+		q.patience.Reset(rest)
+		orphaned = false
+	}
 	q.mu.Unlock()
 	if orphaned {
 		q.run.halt(haltSoft, q.noWorker())

@@ -561,6 +561,19 @@ func TestAWorkerThatCannotBeUsedIsAnErrorAtOnce(t *testing.T) {
 	}
 }
 
+func TestAWorkerThatComesUpWrongEndsTheWaitForIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		p := cl.lateProcess("a:1", echo, WithCategories("c"))
+		cl.after(10*time.Second, func() { p.start() })
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Hour))
+		report, err := cl.run(t.Context(), c, tasksOf("a", 1))()
+		if report.Elapsed > 30*time.Second || !strings.Contains(err.Error(), "list it under what it serves") {
+			t.Errorf("after %v: %v", report.Elapsed, err)
+		}
+	})
+}
+
 func TestAWorkerThatComesBackWrongIsDialledOnUntilItIsRight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

@@ -787,6 +787,12 @@ func TestALeaseIsRenewedByNothingButAnEcho(t *testing.T) {
 		{"PINGs of the coordinator", func(p *peer, n string) { p.send("PING 1") }, false},
 		{"a PONG to a PING never sent", func(p *peer, n string) { p.send("PONG 1000000") }, false},
 		{"the PONG to the first, again and again", func(p *peer, n string) { p.send("PONG 1") }, false},
+		{"the PONG to the first, late: its time is that of the PING", func(p *peer, n string) {
+			if n == "1" {
+				time.Sleep(3 * time.Second)
+				p.send("PONG 1")
+			}
+		}, false},
 		{"RECALLs", func(p *peer, n string) { p.send("RECALL 77") }, false},
 	} {
 		t.Run(tt.reason, func(t *testing.T) {

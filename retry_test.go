@@ -514,6 +514,23 @@ func TestWhatAWorkerGivesBackOrLosesChargesNoTry(t *testing.T) {
 	})
 }
 
+func TestARetryThatIsLostIsUnknownAndNotFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) {
+			p.welcome()
+			p.expect("RUN 0 1 0 a0")
+			p.send("FAIL 0 error 0 the first try")
+			p.expect("RUN 0 2 0 a0")
+		})
+		report, err := cl.run(t.Context(), cl.coordinator(WithWorkers("a", "a:1"), WithRetry(Retry{Attempts: 2})), tasksOf("a", 1))()
+		r := report.Results[0]
+		if r.Outcome != Unknown || !errors.Is(r.Err, ErrOutcomeUnknown) || strings.Contains(r.Err.Error(), "the first try") || r.Retries != 1 || r.Losses != 1 {
+			t.Errorf("got %+v and %v", r, err)
+		}
+	})
+}
+
 func TestInvalidFailurePoliciesAreRefusedAtConstruction(t *testing.T) {
 	const s = time.Second
 	for _, tt := range []struct {

@@ -1,0 +1,843 @@
+package taskexec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A job is one attempt at a task, and the context of its handler: one
+// allocation for both, since most tasks need no more than the session's
+// context with their name in it.
+type job struct {
+	context.Context // the session's
+	session         *workerSession
+	number          int
+	attempt         int
+	timeout         time.Duration
+	instruction     string
+	cost            int
+
+	// guarded by Worker.mu
+	started  bool
+	returned bool // given back; it stays in the list of waiting jobs until its turn
+
+	stuck bool // reported as such; guarded by workerSession.mu
+}
+
+// key is TaskInfo.Key.
+func (j *job) key() string { return j.info().Key() }
+
+func (j *job) info() TaskInfo {
+	return TaskInfo{Run: j.session.hello.Run, Task: j.number, Attempt: j.attempt}
+}
+
+func (j *job) Value(key any) any {
+	if _, ok := key.(taskInfoKey); ok {
+		return j
+	}
+	return j.Context.Value(key)
+}
+
+// jobs is a list of waiting jobs, first in first out.
+type jobs struct {
+	list     []*job
+	head     int
+	returned int // of those in the list
+}
+
+func (q *jobs) empty() bool { return q.head == len(q.list) }
+
+// push uses the room of jobs that have left before it asks for more: a list
+// that is never empty does not grow with all that has passed through it.
+func (q *jobs) push(j *job) {
+	if len(q.list) == cap(q.list) && 2*q.head >= len(q.list) {
+		n := copy(q.list, q.list[q.head:])
+		clear(q.list[n:])
+		q.list, q.head = q.list[:n], 0
+	}
+	q.list = append(q.list, j)
+}
+
+// pop returns nil if only returned jobs were left.
+func (q *jobs) pop() *job {
+	for q.head < len(q.list) {
+		j := q.list[q.head]
+		q.list[q.head] = nil
+		q.head++
+		if q.head == len(q.list) {
+			q.list, q.head = q.list[:0], 0
+		}
+		if !j.returned {
+			return j
+		}
+		q.returned--
+	}
+	return nil
+}
+
+// giveBack marks j returned. The list is cleaned when half of it is such, so
+// that neither many RECALLs nor a slot that is long busy make it grow. The
+// instruction goes at once: it no longer counts towards the window.
+func (q *jobs) giveBack(j *job) {
+	j.returned = true
+	j.instruction = ""
+	q.returned++
+	if 2*q.returned < len(q.list)-q.head {
+		return
+	}
+	kept := q.list[:0]
+	for _, j := range q.list[q.head:] {
+		if !j.returned {
+			kept = append(kept, j)
+		}
+	}
+	clear(q.list[len(kept):])
+	q.list, q.head, q.returned = kept, 0, 0
+}
+
+// takeAll empties the list.
+func (q *jobs) takeAll() []*job {
+	var all []*job
+	for j := q.pop(); j != nil; j = q.pop() {
+		all = append(all, j)
+	}
+	return all
+}
+
+// A workerSession is one session seen from the worker. Three kinds of
+// goroutines meet in it: the reader (serveConn's own), the writer, and those of
+// the slots that execute its jobs. The reader never waits for anything but
+// input.
+type workerSession struct {
+	worker *Worker
+	wire   *wire
+	hello  hello           // set before any job exists
+	ctx    context.Context // the handlers'; ends with the session
+	cancel context.CancelCauseFunc
+	slots  sync.WaitGroup
+	over   chan struct{} // closed when the connection is over
+	pulse  sync.WaitGroup
+	batch  []*job // the reader's: RUNs read and not yet accepted
+
+	mu       sync.Mutex // guards following
+	room     sync.Cond  // waited on by reports that do not fit
+	out      []byte     // lines for the writer
+	writing  int        // bytes that the writer has taken and not yet written
+	inFlight map[int]*job
+	cost     int // of inFlight
+	state    sessionState
+	pings    map[int]time.Time // when those were sent that have not come back
+	lease    time.Time         // from when the coordinator's patience is counted
+
+	// guarded by Worker.mu
+	waiting jobs
+	inTurn  bool // it stands in Worker.turns
+}
+
+// sessionState only grows.
+type sessionState uint8
+
+const (
+	sessionNew      sessionState = iota // no HELLO yet
+	sessionReady                        // takes tasks
+	sessionReturns                      // drained or canceled: a RUN gets RETURN
+	sessionFinished                     // GOODBYE is said, it drained before HELLO, or the connection is over: nothing is reported any more
+)
+
+// reportBytes is how much of reports a session buffers, and one line more. A
+// finished handler whose report does not fit waits, and keeps its slot.
+const reportBytes = 1 << 20
+
+// answerBytes is how much more the reader's own answers, RETURNs, may add: it
+// cannot wait for room as a slot does.
+const answerBytes = 1 << 20
+
+// serveConn is a whole session.
+func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
+	s := &workerSession{worker: w, wire: newWire(conn), inFlight: make(map[int]*job), pings: make(map[int]time.Time), over: make(chan struct{})}
+	s.room.L = &s.mu
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	if !w.addSession(s) {
+		conn.Close()
+		s.cancel(nil)
+		return nil
+	}
+	defer w.removeSession(s)
+
+	var writer sync.WaitGroup
+	var writeErr error
+	writer.Go(func() { writeErr = s.wire.writeLoop(s.fill) })
+	stop := context.AfterFunc(ctx, func() {
+		s.wire.endWithError(faultf(codeClosing, "the worker is closing"))
+	})
+
+	readErr := s.read()
+	stop()
+	finished := s.finish()
+	close(s.over)
+	s.cancel(errSessionLost)
+	s.lastWords(readErr, finished) // for up to a second, so handlers are told first
+	s.wire.end(endAtOnce, nil)     // if nothing has ended it yet
+	writer.Wait()
+	conn.Close()
+	s.pulse.Wait()
+	s.slots.Wait()
+
+	// Why did it end? Our own state first, then what the peer said, and the
+	// connection's word last: an error of it follows from all the others too.
+	var said *ProtocolError
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case finished && writeErr == nil:
+		return nil
+	case errors.As(readErr, &said):
+		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), said)
+	case readErr == errTorn:
+		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), readErr)
+	case writeErr != nil:
+		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), writeErr)
+	case readErr == io.EOF:
+		return nil
+	}
+	return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), readErr)
+}
+
+func (w *Worker) addSession(s *workerSession) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.draining {
+		w.sessions[s] = struct{}{}
+	}
+	return !w.draining
+}
+
+func (w *Worker) removeSession(s *workerSession) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.sessions, s)
+}
+
+// read is the reader: it handles messages until the connection is over, and
+// returns why it is.
+func (s *workerSession) read() error {
+	if err := s.greet(); err != nil {
+		return err
+	}
+	for {
+		m, err := s.wire.read()
+		if err == nil {
+			err = s.handle(m)
+		}
+		if err == nil && len(s.batch) > 0 && !s.wire.in.more() {
+			err = s.acceptBatch()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// lastWords tells a peer that broke the rules which one, if that is why
+// reading ended.
+func (s *workerSession) lastWords(readErr error, finished bool) {
+	var fault *ProtocolError
+	switch {
+	case readErr == errTorn:
+		fault = faultf(codeSyntax, "%v", errTorn) // the peer may have closed only its own half
+	case !errors.As(readErr, &fault) || fault.Remote:
+		return
+	}
+	if finished { // GOODBYE is on its way, and weighs more
+		s.wire.conn.SetDeadline(s.wire.overSoon())
+	} else {
+		s.wire.endWithError(fault)
+	}
+	s.wire.discard()
+}
+
+// greet reads HELLO and answers WELCOME.
+func (s *workerSession) greet() error {
+	w := s.worker
+	s.wire.setReadDeadline(time.Now().Add(w.config.handshakeTimeout))
+	m, err := s.wire.read()
+	var fault *ProtocolError
+	switch {
+	case isTimeout(err):
+		return faultf(codeTimeout, "no HELLO within %v", w.config.handshakeTimeout)
+	case errors.As(err, &fault) && fault.Code == codeSyntax:
+		return faultf(codeProtocol, "this is a worker of %s, which expects HELLO first: %s", protocolVersion, fault.Text)
+	case err != nil:
+		return err
+	case m.verb == verbError:
+		return &ProtocolError{Code: m.word, Text: m.text, Remote: true}
+	case m.verb != verbHello:
+		return faultf(codeProtocol, "this is a worker of %s, which expects HELLO first, not %s", protocolVersion, m.verb)
+	}
+	h, err := parseHello(m)
+	if err != nil {
+		return err
+	}
+	if w.allStuck() {
+		return faultf(codeBusy, "all slots are held by handlers that ignore their timeout")
+	}
+	line, err := w.welcomeLine()
+	if err != nil {
+		return err
+	}
+	h.MaxLine = min(h.MaxLine, defaultMaxLine) // so that what is buffered is bounded, whatever the coordinator can read
+	s.hello = h
+	s.wire.in.limit = defaultMaxLine
+	s.wire.setReadDeadline(time.Time{})
+	s.mu.Lock()
+	if s.state == sessionNew {
+		s.state = sessionReady
+		s.worker.greeted.Add(1)
+		s.lease = time.Now()
+		s.wire.sendFirst(line) // even a PONG comes after it
+	}
+	s.mu.Unlock()
+	if h.TimeoutMS > 0 {
+		s.pulse.Go(func() { s.keepLease(time.Duration(h.TimeoutMS) * time.Millisecond) })
+	}
+	return nil
+}
+
+// keepLease pings the coordinator, and cancels what runs when no answer has come
+// for 0.8 of what the coordinator takes for the worker's death. The lease counts
+// from when the answered PING was sent: at that time the coordinator cannot have
+// heard of it yet, so that it holds the worker for dead later than the worker
+// holds itself so. (Gray and Cheriton, "Leases", SOSP 1989.)
+func (s *workerSession) keepLease(timeout time.Duration) {
+	interval := timeout / 3
+	lease := timeout / 10 * 8
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
+	var slowUntil time.Time
+	for n := 1; ; {
+		select {
+		case <-s.over:
+			return
+		case <-timer.C:
+		}
+		now := time.Now()
+		s.mu.Lock()
+		end := s.lease.Add(lease)
+		s.mu.Unlock()
+		if s.wire.midWrite.Load() {
+			slowUntil = now.Add(2 * interval) // what was sent right after the line needs time to come back
+		}
+		switch {
+		case end.After(now):
+		case s.wire.midLine(lease) || now.Before(slowUntil):
+			end = now.Add(interval) // neither PING nor PONG can overtake within a line
+		default:
+			s.cancel(errLeaseOver)
+			s.wire.endWithError(faultf(codeTimeout, "no answer to a PING for %v", lease))
+			return
+		}
+		s.mu.Lock()
+		s.pings[n] = now
+		s.mu.Unlock()
+		s.wire.ping(n)
+		n++
+		timer.Reset(min(interval, end.Sub(now)))
+	}
+}
+
+// echoed takes note of a PONG.
+func (s *workerSession) echoed(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sent, ok := s.pings[n]
+	if !ok {
+		return
+	}
+	s.lease = sent
+	for m := range s.pings {
+		if m <= n { // whatever came before has been answered, or never will be
+			delete(s.pings, m)
+		}
+	}
+}
+
+// welcomeLine is the worker's greeting.
+func (w *Worker) welcomeLine() ([]byte, error) {
+	return appendGreeting(nil, verbWelcome, welcome{
+		Worker:     w.config.name,
+		Instance:   w.instance,
+		Categories: w.config.categories,
+		Slots:      w.config.slots,
+		Window:     windowTasks,
+		MaxLine:    defaultMaxLine,
+		Heartbeat:  true,
+	})
+}
+
+func isTimeout(err error) bool {
+	var t net.Error
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// handle acts on one message. Its error ends the session.
+func (s *workerSession) handle(m message) error {
+	if m.verb == verbRun {
+		j := &job{Context: s.ctx, session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
+		j.cost = taskCost(len(m.text)) // without the verb and numbers: never more than the coordinator counts
+		s.batch = append(s.batch, j)
+		return nil
+	}
+	if err := s.acceptBatch(); err != nil {
+		return err
+	}
+	if s.isFinished() {
+		return nil // GOODBYE is said, and nothing more is answered
+	}
+	switch m.verb {
+	case verbRecall:
+		return s.recall(m.task)
+	case verbCancel:
+		return s.cancelAll(m.text)
+	case verbPing:
+		if !s.wire.sendUrgent(message{verb: verbPong, task: m.task}) {
+			return faultf(codeFlood, "too many PINGs whose PONGs are not read")
+		}
+	case verbPong:
+		s.echoed(m.task)
+	case verbShutdown:
+		s.worker.drain()
+	case verbError:
+		return &ProtocolError{Code: m.word, Text: m.text, Remote: true}
+	default:
+		return faultf(codeState, "a coordinator may not send %s here", m.verb)
+	}
+	return nil
+}
+
+func (s *workerSession) isFinished() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == sessionFinished
+}
+
+// acceptBatch takes the RUNs that were read together.
+func (s *workerSession) acceptBatch() error {
+	if len(s.batch) == 0 {
+		return nil
+	}
+	batch := s.batch
+	s.batch = s.batch[:0]
+	defer clear(batch)
+	if !serves(s.worker.config.categories, s.hello.Category) {
+		return faultf(codeCategory, "this worker does not serve category %s", quote(s.hello.Category))
+	}
+	if back, err := s.admit(batch); back || err != nil {
+		return err
+	}
+	w := s.worker
+	var beside []*job // those whose earlier attempt still runs here
+	w.mu.Lock()
+	for _, j := range batch {
+		if len(w.stuck) > 0 && w.stuck[j.key()] != nil {
+			beside = append(beside, j)
+			continue
+		}
+		s.waiting.push(j)
+	}
+	if !s.inTurn {
+		s.inTurn = true
+		w.turns = append(w.turns, s)
+	}
+	w.mu.Unlock()
+	w.dispatch()
+	s.mu.Lock()
+	for _, j := range beside {
+		s.settle(j)
+		s.appendReport(message{verb: verbFail, task: j.number, word: kindError, text: "an earlier attempt still runs on this worker, stuck after its timeout"})
+	}
+	back := s.state == sessionReturns
+	s.mu.Unlock()
+	if back { // a drain began meanwhile, and did not see these yet
+		return s.returnAll(s.withdraw(), sessionReturns)
+	}
+	return nil
+}
+
+// admit enters jobs as in flight, or gives them back in a session that takes
+// no more.
+func (s *workerSession) admit(batch []*job) (back bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == sessionFinished {
+		return true, nil // what comes after GOODBYE counts as returned
+	}
+	for _, j := range batch {
+		if s.state == sessionReturns {
+			s.appendReport(message{verb: verbReturn, task: j.number})
+			continue
+		}
+		if s.inFlight[j.number] != nil {
+			return false, faultf(codeTask, "task %d is already in flight", j.number)
+		}
+		if s.cost > 0 && s.cost+j.cost > windowBytes {
+			return false, faultf(codeWindow, "more in flight than the %d tasks and %d bytes granted", windowTasks, windowBytes)
+		}
+		s.inFlight[j.number] = j
+		s.cost += j.cost
+		if j.attempt > 1 {
+			s.worker.repeated.Add(1)
+		}
+	}
+	return s.state == sessionReturns, s.flooded()
+}
+
+// appendReport adds a line for the writer. s.mu is held.
+func (s *workerSession) appendReport(m message) {
+	if m.verb == verbReturn {
+		s.worker.returned.Add(1)
+	}
+	s.out = appendMessage(s.out, m)
+	s.wire.wakeWriter()
+}
+
+// flooded says whether the reader's own answers pile up unread, beside as many
+// reports as there may be. s.mu is held.
+func (s *workerSession) flooded() error {
+	if len(s.out)+s.writing > reportBytes+defaultMaxLine+answerBytes {
+		return faultf(codeFlood, "too many tasks returned whose RETURNs are not read")
+	}
+	return nil
+}
+
+// recall gives a job back that has not started. One that has, or is already
+// reported, is left alone: the report tells the coordinator.
+func (s *workerSession) recall(number int) error {
+	s.mu.Lock()
+	j := s.inFlight[number]
+	s.mu.Unlock()
+	if j == nil {
+		return nil
+	}
+	w := s.worker
+	w.mu.Lock()
+	back := !j.started && !j.returned
+	if back {
+		s.waiting.giveBack(j)
+	}
+	w.mu.Unlock()
+	if !back {
+		return nil
+	}
+	return s.returnAll([]*job{j}, sessionReady)
+}
+
+// cancelAll cancels what runs, and gives back what does not.
+func (s *workerSession) cancelAll(cause string) error {
+	s.cancel(&canceledError{cause})
+	return s.returnAll(s.withdraw(), sessionReturns)
+}
+
+// withdraw takes away all jobs that have not started, and the turn: a session
+// that is over must not wait for one while slots are long busy.
+func (s *workerSession) withdraw() []*job {
+	w := s.worker
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	unstarted := s.waiting.takeAll()
+	for _, j := range unstarted {
+		j.returned = true
+	}
+	if s.inTurn {
+		s.inTurn = false
+		w.turns = slices.DeleteFunc(w.turns, func(other *workerSession) bool { return other == s })
+	}
+	return unstarted
+}
+
+// returnAll reports jobs as returned, and moves the session to state.
+func (s *workerSession) returnAll(unstarted []*job, state sessionState) error {
+	s.mu.Lock()
+	for _, j := range unstarted {
+		s.settle(j)
+		s.appendReport(message{verb: verbReturn, task: j.number})
+	}
+	s.state = max(s.state, state)
+	err := s.flooded()
+	s.mu.Unlock()
+	s.sayGoodbyeIfDrained()
+	return err
+}
+
+// settle takes j out of what is in flight. s.mu is held.
+func (s *workerSession) settle(j *job) {
+	delete(s.inFlight, j.number)
+	s.cost -= j.cost
+}
+
+// drain tells the coordinator that no more is taken, gives back what has not
+// started, and ends the session when nothing runs.
+func (s *workerSession) drain() {
+	s.mu.Lock()
+	switch {
+	case s.state == sessionNew:
+		s.state = sessionFinished
+		s.mu.Unlock()
+		s.wire.endWithError(faultf(codeClosing, "the worker is shutting down"))
+		return
+	case s.state < sessionFinished:
+		s.state = sessionReturns
+		s.appendReport(message{verb: verbDrain})
+	}
+	s.mu.Unlock()
+	s.returnAll(s.withdraw(), sessionReturns) // its answers are bounded by the window
+}
+
+// sayGoodbyeIfDrained ends a session of a draining worker that has nothing in
+// flight. Everything reported is written first.
+func (s *workerSession) sayGoodbyeIfDrained() {
+	if !s.worker.isDraining() {
+		return
+	}
+	s.mu.Lock()
+	say := s.state == sessionReturns && len(s.inFlight) == 0
+	if say {
+		s.state = sessionFinished
+	}
+	s.mu.Unlock()
+	if say {
+		s.wire.end(endAfterAll, appendMessage(nil, message{verb: verbGoodbye, text: "Goodbye from " + s.worker.config.name}))
+	}
+}
+
+// finish ends the session's bookkeeping when its connection is over: nothing
+// starts and nothing is reported any more. It says whether GOODBYE was said.
+func (s *workerSession) finish() bool {
+	unstarted := s.withdraw()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, j := range unstarted {
+		s.settle(j)
+	}
+	finished := s.state == sessionFinished
+	s.state = sessionFinished
+	if !finished {
+		s.worker.lost.Add(int64(len(unstarted) + len(s.inFlight)))
+	}
+	s.room.Broadcast()
+	return finished
+}
+
+// started lists the jobs that execute now.
+func (s *workerSession) started() []*job {
+	s.mu.Lock()
+	var list []*job
+	for _, j := range s.inFlight {
+		list = append(list, j)
+	}
+	s.mu.Unlock()
+	slices.SortFunc(list, func(a, b *job) int { return a.number - b.number })
+	s.worker.mu.Lock()
+	defer s.worker.mu.Unlock()
+	return slices.DeleteFunc(list, func(j *job) bool { return !j.started })
+}
+
+// fill hands the writer what waits. The writer's buffer comes back as the
+// next one to fill, so the two alternate.
+func (s *workerSession) fill(buf []byte) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	buf, s.out = s.out, buf
+	s.writing = len(buf)
+	s.room.Broadcast()
+	return buf
+}
+
+// runSlot executes j and then whatever nextJob gives, until the slot goes to
+// another session or nothing waits.
+func (s *workerSession) runSlot(j *job) {
+	over := false
+	defer func() {
+		if over {
+			return
+		}
+		// The handler called runtime.Goexit: this goroutine is ending, and
+		// the slot needs another.
+		if j := s.worker.nextJob(s); j != nil {
+			s.slots.Go(func() { s.runSlot(j) })
+		}
+	}()
+	for j != nil {
+		s.execute(j)
+		j = s.worker.nextJob(s)
+	}
+	over = true
+}
+
+// execute calls the handler and reports what it returned.
+func (s *workerSession) execute(j *job) {
+	if s.ctx.Err() != nil {
+		// The session was canceled or lost before its list was emptied.
+		s.report(j, message{verb: verbReturn, task: j.number})
+		return
+	}
+	start := time.Now()
+	m := message{verb: verbFail, task: j.number, word: kindPanic, text: "the handler ended its goroutine (runtime.Goexit)"}
+	// Deferred, so that a Goexit is reported too.
+	defer func() { s.report(j, m) }()
+	m = s.call(j)
+	if m.verb == verbDone {
+		m.time = time.Since(start)
+	}
+}
+
+// call calls the handler and turns what it returns, or panics with, into a
+// report.
+func (s *workerSession) call(j *job) (m message) {
+	defer func() {
+		if v := recover(); v != nil {
+			m = message{verb: verbFail, task: j.number, word: kindPanic, text: cut(fmt.Sprintf("panic: %v", v), maxFailText/4) + "\n" + shortStack(debug.Stack())}
+		}
+	}()
+	var ctx context.Context = j
+	if j.timeout > 0 {
+		c, cancel := context.WithTimeout(j, j.timeout)
+		defer cancel()
+		defer time.AfterFunc(j.timeout+stuckGrace, func() { s.stuck(j) }).Stop()
+		ctx = c
+	}
+	output, err := s.worker.handler.Handle(ctx, Task{Category: s.hello.Category, Instruction: j.instruction})
+	if err == nil {
+		return message{verb: verbDone, task: j.number, text: output}
+	}
+	kind := kindError
+	final, after := wishOf(err)
+	switch {
+	case final:
+		kind = kindFinal
+	case s.ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(s.ctx))):
+		kind = kindCanceled
+	case j.timeout > 0 && ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded):
+		kind = kindTimeout
+	}
+	text := err.Error()
+	if text == "" {
+		text = fmt.Sprintf("%T without a text", err)
+	}
+	return message{verb: verbFail, task: j.number, word: kind, time: after, text: text}
+}
+
+// stuckGrace is what a handler has to return after its task's time is over,
+// before it counts as stuck.
+const stuckGrace = time.Second
+
+// stuck reports a job whose time is over and whose handler goes on. The slot
+// stays taken until the handler returns; what it returns is dropped.
+func (s *workerSession) stuck(j *job) {
+	w := s.worker
+	// Entered before it is reported, so that another attempt, which the report
+	// may bring, does not start beside this one.
+	w.mu.Lock()
+	w.stuck[j.key()] = j
+	w.mu.Unlock()
+	s.mu.Lock()
+	j.stuck = s.inFlight[j.number] == j && s.state < sessionFinished
+	if j.stuck {
+		s.settle(j)
+		s.appendReport(message{verb: verbFail, task: j.number, word: kindStuck,
+			text: fmt.Sprintf("the handler still runs %v after its timeout of %v, and keeps its slot", stuckGrace, j.timeout)})
+	}
+	stuck := j.stuck
+	s.mu.Unlock()
+	if !stuck { // it has just returned, or there is nobody to report to
+		w.unstick(j)
+		return
+	}
+	s.sayGoodbyeIfDrained()
+}
+
+// allStuck says whether no slot will take a task before a stuck handler
+// returns.
+func (w *Worker) allStuck() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.stuck) >= w.config.slots
+}
+
+// unstick forgets a stuck job whose handler has returned.
+func (w *Worker) unstick(j *job) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stuck[j.key()] == j {
+		delete(w.stuck, j.key())
+	}
+}
+
+// givenUp says whether the session is ending without having been asked to: the
+// worker's own ctx has ended, or the lease is over, or the connection is lost.
+func (s *workerSession) givenUp() bool {
+	var canceled *canceledError
+	return s.ctx.Err() != nil && !errors.As(context.Cause(s.ctx), &canceled)
+}
+
+// shortStack keeps the part of a panic's stack that names the handler: what
+// follows the frame of panic itself.
+func shortStack(stack []byte) string {
+	s := string(stack)
+	if i := strings.LastIndex(s, "\npanic("); i >= 0 {
+		s = s[i+1:]
+		for range 2 { // the frame is two lines
+			_, s, _ = strings.Cut(s, "\n")
+		}
+	}
+	return cut(s, maxFailText/2)
+}
+
+// report queues the report of a job that ran, as soon as there is room.
+func (s *workerSession) report(j *job, m message) {
+	switch m.verb {
+	case verbDone:
+		s.worker.done.Add(1)
+	case verbFail:
+		m.text = cutText(m.text)
+		s.worker.failed.Add(1)
+	}
+	s.mu.Lock()
+	for !j.stuck && s.state < sessionFinished && len(s.out)+s.writing > reportBytes {
+		s.room.Wait()
+	}
+	if m.verb != verbDone && s.givenUp() && !j.stuck {
+		// A failure may well be a consequence, and the task deserves another
+		// worker. It stays in flight, so that no GOODBYE disowns it.
+		s.mu.Unlock()
+		return
+	}
+	if j.stuck { // perhaps only while it waited for room
+		s.mu.Unlock()
+		s.worker.unstick(j)
+		return
+	}
+	s.settle(j)
+	if s.state < sessionFinished {
+		before := len(s.out)
+		s.appendReport(m)
+		if n := len(s.out) - before; n > s.hello.MaxLine {
+			s.out = s.out[:before]
+			// An output is not cut: half of one would pass for a whole.
+			s.appendReport(message{verb: verbFail, task: j.number, word: kindOutput,
+				text: fmt.Sprintf("the output needs a line of %d bytes, over the coordinator's limit of %d", n, s.hello.MaxLine)})
+		}
+	}
+	draining := s.state == sessionReturns && len(s.inFlight) == 0
+	s.mu.Unlock()
+	if draining {
+		s.sayGoodbyeIfDrained()
+	}
+}

@@ -73,9 +73,9 @@ func NewCoordinator(opts ...CoordinatorOption) (*Coordinator, error) {
 // The error is nil only if every task is Done; else it is a *RunError. The
 // Report is never nil, and has a Result for each task even if nothing was
 // sent: a run is refused before that if a task has no usable category, a
-// category has no worker, or a worker cannot be reached for as long as
-// WithWorkerWait says (30 s by default), does not greet within 10 s, or does
-// not serve the category that it is listed for.
+// category has no worker, or a worker cannot be reached, or does not greet in
+// time, for as long as WithWorkerWait says (30 s by default), or at once if it
+// greets as something else or does not serve the category it is listed for.
 func (c *Coordinator) Run(ctx context.Context, tasks []Task) (*Report, error) {
 	r := newRun(&c.config)
 	r.plan(tasks)

@@ -507,7 +507,7 @@ func (r *run) dismiss(ctx context.Context) {
 	workers := r.workers()
 	missing := make([]error, len(workers))
 	for i, sessions := range workers {
-		if slices.ContainsFunc(sessions, func(s *session) bool { return r.needed[s.queue.category] }) {
+		if slices.ContainsFunc(sessions, func(s *session) bool { return r.needed[s.queue.category] || r.neededAt(s) }) {
 			continue
 		}
 		for _, s := range sessions {
@@ -524,6 +524,24 @@ func (r *run) dismiss(ctx context.Context) {
 			r.farewell = append(r.farewell, err)
 		}
 	}
+}
+
+// neededAt says whether a later stage has a session with another instance at the
+// address of s: the worker was restarted, and one of the two sessions is over,
+// though its side may not have noticed yet.
+func (r *run) neededAt(s *session) bool {
+	for category := range r.needed {
+		q := r.queues[category]
+		q.mu.Lock()
+		found := slices.ContainsFunc(q.links, func(l *link) bool {
+			return l.addr == s.addr && l.session != nil && l.session.instance != s.instance
+		})
+		q.mu.Unlock()
+		if found {
+			return true
+		}
+	}
+	return false
 }
 
 // workers lists the latest sessions of all links whose workers were not

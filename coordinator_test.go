@@ -1581,3 +1581,11 @@ func TestARunLeavesNoTimerBehind(t *testing.T) {
 		}
 	})
 }
+
+func TestAnErrorWithoutAReasonCanBePrinted(t *testing.T) {
+	for _, err := range []error{&TaskError{Outcome: Failed}, &RunError{}, &WorkerError{Category: "a", Addr: "a:1"}} {
+		if text := err.Error(); !strings.Contains(text, "no reason given") {
+			t.Errorf("%T says %q", err, text)
+		}
+	}
+}

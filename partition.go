@@ -220,16 +220,13 @@ func wantedCategory(t Task) string {
 	return firstRune(t.Instruction)
 }
 
-// maxCategory keeps a category within what a greeting and a log line have room for, in bytes.
-const maxCategory = 255
-
 // categoryFault says why category cannot be used, and "" if it can. The reasons are constants, because Partition
 // may ask for one of each of a million tasks.
 func categoryFault(category string) string {
 	switch {
 	case category == "":
 		return "it is empty"
-	case len(category) > maxCategory:
+	case len(category) > maxNameLen:
 		return "it is longer than 255 bytes"
 	case !utf8.ValidString(category):
 		return "it is not valid UTF-8"

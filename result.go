@@ -192,5 +192,8 @@ func (e *WorkerError) Unwrap() error { return e.Err }
 
 // unprefixed is err's text for the inside of another message of this package.
 func unprefixed(err error) string {
+	if err == nil {
+		return "no reason given" // of an error that a program made itself
+	}
 	return strings.TrimPrefix(err.Error(), "taskexec: ")
 }

@@ -1132,29 +1132,6 @@ func TestTaskDoesNotStartOnceItsSessionIsCanceled(t *testing.T) {
 	})
 }
 
-// When the lease ends nobody has canceled anything: what the handlers make of
-// it is no outcome, and the coordinator finds it lost, and sends it elsewhere.
-func TestNothingIsReportedOfHandlersThatTheLeaseCutOff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		wt := startWorker(t, HandlerFunc(func(ctx context.Context, task Task) (string, error) {
-			if task.Instruction == "slow" {
-				for range 50_000 { // so that the cancel takes its time
-					_, cancel := context.WithCancel(ctx)
-					defer cancel()
-				}
-			}
-			<-ctx.Done()
-			return "", context.Cause(ctx)
-		}), WithSlots(2))
-		p := wt.stranger()
-		p.send(`HELLO taskexec/1 {"category":"a","timeout_ms":1000}`)
-		p.expect("WELCOME taskexec/1 …")
-		p.send("RUN 0 1 0 slow", "RUN 1 1 0 cut off", "RUN 2 1 0 never started")
-		p.expect("PING 1", "PING 2", "ERROR timeout no answer to a PING for 800ms")
-		p.expectEnd()
-	})
-}
-
 func TestCancelIsOfOneSession(t *testing.T) {
 	pipeAndTCP(t, func(t *testing.T, start startFunc) {
 		g := newGate()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,6 +22,8 @@ type session struct {
 	wire  *wire
 	gone  chan struct{} // closed when the session is over, and everything it knew is told
 
+	mayGive atomic.Bool // the worker has reason to send RETURN; set with queue.mu held
+
 	// From WELCOME; set before the session joins its queue.
 	name      string // the worker's, or its address if it gave none
 	instance  string
@@ -33,7 +36,6 @@ type session struct {
 	held     map[int]flight
 	cost     int     // of held
 	live     bool    // it takes tasks
-	mayGive  bool    // the worker has reason to send RETURN
 	suspects int     // of held, those that were on a session that was lost
 	alone    *Result // held, and nothing may be held beside it; nil if there is no such task
 	heardOf  bool    // it has reported that a task was executed
@@ -104,10 +106,10 @@ func (s *session) greet() error {
 		return errors.New("it closed the connection instead of greeting")
 	case err != nil:
 		return s.whyLost(err)
+	case rules[workerRole][sessionNew][m.verb] != taken:
+		return misplaced(workerRole, sessionNew, m.verb)
 	case m.verb == verbError:
 		return &ProtocolError{Code: m.word, Text: m.text, Remote: true}
-	case m.verb != verbWelcome:
-		return faultf(codeProtocol, "a coordinator of %s expects WELCOME first, not %s", protocolVersion, m.verb)
 	}
 	w, err := parseWelcome(m)
 	if err != nil {
@@ -251,6 +253,9 @@ func (s *session) read() error {
 	var batch []message
 	for {
 		m, err := s.wire.read()
+		if err == nil {
+			err = s.judge(m.verb)
+		}
 		if err != nil {
 			if fault := s.report(batch); fault != nil {
 				return fault
@@ -285,10 +290,21 @@ func (s *session) read() error {
 			return nil
 		case verbError:
 			return &ProtocolError{Code: m.word, Text: m.text, Remote: true}
-		default:
-			return faultf(codeState, "a worker may not send %s here", m.verb)
 		}
 	}
+}
+
+// judge says what is wrong with a message of that verb. What comes once the
+// session is finished is not read.
+func (s *session) judge(v verb) error {
+	state := sessionReady
+	if s.mayGive.Load() {
+		state = sessionReturns
+	}
+	if rules[workerRole][state][v] != taken {
+		return misplaced(workerRole, state, v)
+	}
+	return nil
 }
 
 // report settles the tasks that a worker reported together.
@@ -328,12 +344,6 @@ func (s *session) report(batch []message) error {
 		case verbReturn:
 			back = append(back, r)
 			q.troubles.Returns++
-			if !s.mayGive {
-				err = faultf(codeState, "RETURN of task %d, though nothing was recalled, drained or canceled", m.task)
-			}
-		}
-		if err != nil {
-			break
 		}
 	}
 	if err != nil {
@@ -367,7 +377,7 @@ func (s *session) drained() {
 	q := s.queue
 	q.mu.Lock()
 	defer q.unlock()
-	s.mayGive = true
+	s.mayGive.Store(true)
 	q.retire(s)
 }
 
@@ -389,7 +399,7 @@ func (s *session) halt(how halt, why error) {
 		return
 	}
 	if how == haltCancel {
-		s.mayGive = true
+		s.mayGive.Store(true)
 		// It goes even to a peer that leaves PONGs unread.
 		s.wire.sendFirst(appendMessage(nil, message{verb: verbCancel, text: cutText(why.Error())}))
 		return
@@ -399,7 +409,7 @@ func (s *session) halt(how halt, why error) {
 
 // recall asks for everything back that has not started. queue.mu is held.
 func (s *session) recall() {
-	s.mayGive = true
+	s.mayGive.Store(true)
 	for task := range s.held {
 		s.out = appendMessage(s.out, message{verb: verbRecall, task: task})
 	}

@@ -23,6 +23,7 @@ type session struct {
 	gone  chan struct{} // closed when the session is over, and everything it knew is told
 
 	mayGive atomic.Bool // the worker has reason to send RETURN; set with queue.mu held
+	idle    allowance   // the reader's
 
 	// From WELCOME; set before the session joins its queue.
 	name      string // the worker's, or its address if it gave none
@@ -304,7 +305,7 @@ func (s *session) judge(v verb) error {
 	if rules[workerRole][state][v] != taken {
 		return misplaced(workerRole, state, v)
 	}
-	return nil
+	return s.idle.note(v)
 }
 
 // report settles the tasks that a worker reported together.

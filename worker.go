@@ -105,7 +105,9 @@ type Worker struct {
 	stuck     map[string]*job            // those reported as stuck whose handlers still run, by key
 	serving   int                        // calls of Serve and ServeConn that have not returned
 	draining  bool
+	drains    chan struct{} // closed when draining
 	drained   chan struct{} // closed when draining and serving is 0
+	entrance  entrance
 
 	done, failed                      atomic.Int64 // handlers that returned, by what they returned
 	greeted, repeated, returned, lost atomic.Int64 // as WorkerStats has them
@@ -137,6 +139,7 @@ func NewWorker(handler Handler, opts ...WorkerOption) *Worker {
 		sessions:  make(map[*workerSession]struct{}),
 		listeners: make(map[*net.Listener]struct{}),
 		stuck:     make(map[string]*job),
+		drains:    make(chan struct{}),
 		drained:   make(chan struct{}),
 	}
 }
@@ -165,9 +168,19 @@ func (w *Worker) ListenAndServe(ctx context.Context, addr string) error {
 // ctx is the life of the work: when it ends, handlers' contexts are canceled
 // and sessions closed, and Serve returns context.Cause(ctx). After Shutdown,
 // or after a coordinator had the worker shut down, Serve returns nil as soon
-// as its sessions have drained. If ln fails the sessions are closed likewise,
-// and Serve returns ln's error. If Shutdown came first it returns
+// as its sessions have drained. If Shutdown came first it returns
 // ErrWorkerClosed at once.
+//
+// If ln fails it is asked again, after 5 ms, doubled with each failure up to
+// 1 s: for as long as it takes if the system is at fault, such as for want of
+// file descriptors, ten times in a row if not, and not at all once ln is
+// closed. Then the sessions are closed as when ctx ends, and Serve returns ln's
+// error.
+//
+// A worker has at most 256 sessions, those that ServeConn serves included; a
+// coordinator that greets when there are so many is told to come again later.
+// Of connections that have not greeted there are at most 32; for the next, the
+// oldest is closed.
 func (w *Worker) Serve(ctx context.Context, ln net.Listener) error {
 	if err := w.enter(&ln); err != nil {
 		ln.Close()
@@ -180,21 +193,25 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) error {
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
-	for {
+	for failures := 0; ; {
 		conn, err := ln.Accept()
-		if err != nil {
-			if w.isDraining() {
-				sessions.Wait()
-				return context.Cause(ctx) // nil unless ctx cut the drain short
-			}
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
+		if err == nil {
+			failures = 0
+			sessions.Go(func() { w.serveConn(ctx, conn) })
+			continue
+		}
+		failures++
+		switch {
+		case w.isDraining():
+			sessions.Wait()
+			return context.Cause(ctx) // nil unless ctx cut the drain short
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !w.acceptsAgain(ctx, err, failures):
 			err = fmt.Errorf("taskexec: worker %s: %w", quoteUnlessPlain(w.config.name), err)
 			cancel(err)
 			return err
 		}
-		sessions.Go(func() { w.serveConn(ctx, conn) })
 	}
 }
 
@@ -284,6 +301,7 @@ func (w *Worker) drain() {
 		return
 	}
 	w.draining = true
+	close(w.drains)
 	if w.serving == 0 {
 		close(w.drained)
 	}

@@ -117,16 +117,18 @@ func (q *jobs) takeAll() []*job {
 // the slots that execute its jobs. The reader never waits for anything but
 // input.
 type workerSession struct {
-	worker *Worker
-	wire   *wire
-	hello  hello           // set before any job exists
-	ctx    context.Context // the handlers'; ends with the session
-	cancel context.CancelCauseFunc
-	slots  sync.WaitGroup
-	over   chan struct{} // closed when the connection is over
-	pulse  sync.WaitGroup
-	batch  []*job       // the reader's: RUNs read and not yet accepted
-	seen   sessionState // the reader's: the latest it knows of
+	worker   *Worker
+	accepted net.Conn // whatever it is wrapped in later
+	wire     *wire
+	hello    hello           // set before any job exists
+	ctx      context.Context // the handlers'; ends with the session
+	cancel   context.CancelCauseFunc
+	slots    sync.WaitGroup
+	over     chan struct{} // closed when the connection is over
+	pulse    sync.WaitGroup
+	batch    []*job       // the reader's: RUNs read and not yet accepted
+	seen     sessionState // the reader's: the latest it knows of
+	idle     allowance    // the reader's
 
 	mu       sync.Mutex // guards following
 	room     sync.Cond  // waited on by reports that do not fit
@@ -139,6 +141,7 @@ type workerSession struct {
 	lease    time.Time         // from when the coordinator's patience is counted
 
 	// guarded by Worker.mu
+	place   place
 	waiting jobs
 	inTurn  bool // it stands in Worker.turns
 }
@@ -153,10 +156,10 @@ const answerBytes = 1 << 20
 
 // serveConn is a whole session.
 func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
-	s := &workerSession{worker: w, wire: newWire(conn), inFlight: make(map[int]*job), pings: make(map[int]time.Time), over: make(chan struct{})}
+	s := &workerSession{worker: w, accepted: conn, wire: newWire(conn), inFlight: make(map[int]*job), pings: make(map[int]time.Time), over: make(chan struct{})}
 	s.room.L = &s.mu
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
-	if !w.addSession(s) {
+	if !w.enterStranger(s) {
 		conn.Close()
 		s.cancel(nil)
 		return nil
@@ -179,6 +182,7 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 	s.wire.end(endAtOnce, nil)     // if nothing has ended it yet
 	writer.Wait()
 	conn.Close()
+	madeRoom := w.disconnected(s)
 	s.pulse.Wait()
 	s.slots.Wait()
 
@@ -188,6 +192,8 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case madeRoom:
+		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), errMadeRoom)
 	case finished && writeErr == nil:
 		return nil
 	case errors.As(readErr, &said):
@@ -200,21 +206,6 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 		return nil
 	}
 	return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), readErr)
-}
-
-func (w *Worker) addSession(s *workerSession) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.draining {
-		w.sessions[s] = struct{}{}
-	}
-	return !w.draining
-}
-
-func (w *Worker) removeSession(s *workerSession) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.sessions, s)
 }
 
 // read is the reader: it handles messages until the connection is over, and
@@ -277,8 +268,8 @@ func (s *workerSession) greet() error {
 	if err != nil {
 		return err
 	}
-	if w.allStuck() {
-		return faultf(codeBusy, "all slots are held by handlers that ignore their timeout")
+	if err := w.admitGreeted(s); err != nil {
+		return err
 	}
 	line, err := w.welcomeLine()
 	if err != nil {
@@ -397,7 +388,10 @@ func (s *workerSession) handle(m message) error {
 		j := &job{Context: s.ctx, session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
 		j.cost = taskCost(len(m.text)) // without the verb and numbers: never more than the coordinator counts
 		s.batch = append(s.batch, j)
-		return nil
+		return s.idle.note(verbRun)
+	}
+	if err := s.idle.note(m.verb); err != nil {
+		return err
 	}
 	switch m.verb {
 	case verbRecall:
@@ -760,14 +754,6 @@ func (s *workerSession) stuck(j *job) {
 		return
 	}
 	s.sayGoodbyeIfDrained()
-}
-
-// allStuck says whether no slot will take a task before a stuck handler
-// returns.
-func (w *Worker) allStuck() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return len(w.stuck) >= w.config.slots
 }
 
 // unstick forgets a stuck job whose handler has returned.

@@ -60,8 +60,8 @@ const (
 // A flight is a task held by a session.
 type flight struct {
 	result  *Result
-	cost    int
-	sent    time.Time
+	sent    time.Duration // since the run started
+	cost    int32
 	suspect bool // it was on a session that was lost, and is now on one that holds no more than its slots
 }
 
@@ -280,7 +280,7 @@ func (q *queue) wakeTakers(n int) {
 			return
 		}
 		q.next = (q.next + 1) % len(q.live)
-		if s := q.live[q.next]; len(s.held) < q.limitWith(s, q.first()) {
+		if s := q.live[q.next]; s.held.len() < q.limitWith(s, q.first()) {
 			s.wire.wakeWriter()
 			n--
 		}
@@ -331,10 +331,10 @@ func (q *queue) take(s *session, dst []byte) []byte {
 	now := time.Now()
 	queued := now.Sub(q.begun)
 	limit := q.limit(s) // taking moves tasks, and leaves as many as there were
-	for r := q.first(); r != nil && len(s.held) < limit && len(dst) < chunkBytes; r = q.first() {
+	for r := q.first(); r != nil && s.held.len() < limit && len(dst) < chunkBytes; r = q.first() {
 		suspect := r.Losses > 0
 		if suspect {
-			if limit = q.limitWith(s, r); len(s.held) >= limit {
+			if limit = q.limitWith(s, r); s.held.len() >= limit {
 				break
 			}
 		}
@@ -352,7 +352,7 @@ func (q *queue) take(s *session, dst []byte) []byte {
 			continue
 		}
 		cost := taskCost(size)
-		if len(s.held) > 0 && s.cost+cost > windowBytes {
+		if s.held.len() > 0 && s.cost+cost > windowBytes {
 			dst = dst[:before]
 			break
 		}
@@ -360,7 +360,7 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		r.Attempts++
 		r.Worker = s.name
 		r.Queued = queued
-		s.held[r.Index] = flight{r, cost, now, suspect}
+		s.held.put(r.Index, flight{r, now.Sub(q.run.started), int32(cost), suspect})
 		if suspect {
 			s.suspects++
 			if limit == 1 {
@@ -379,10 +379,9 @@ func (q *queue) take(s *session, dst []byte) []byte {
 // release takes a task out of what s holds. It reports false if s does not
 // hold it. q.mu is held.
 func (q *queue) release(s *session, task int) (flight, bool) {
-	f, ok := s.held[task]
+	f, ok := s.held.take(task)
 	if ok {
-		delete(s.held, task)
-		s.cost -= f.cost
+		s.cost -= int(f.cost)
 		q.inFlight--
 		if f.suspect {
 			s.suspects--
@@ -406,7 +405,7 @@ func (q *queue) failed(s *session, f flight, m *message, now time.Time) {
 	s.link.counts.add(outcome)
 	delay, retry := q.run.config.retry.delay(r.Retries+1, m.word, m.time, q.run.config.jitter)
 	if !retry || q.halted != notHalted {
-		q.settle(r, outcome, why, now.Sub(f.sent))
+		q.settle(r, outcome, why, now.Sub(q.run.started)-f.sent)
 		return
 	}
 	r.Retries++
@@ -446,7 +445,9 @@ func (q *queue) retryNow() {
 // is 0 unless a report came. q.mu is held.
 func (q *queue) settle(r *Result, o Outcome, why error, roundTrip time.Duration) {
 	r.Outcome = o
-	delete(q.strikes, r)
+	if q.strikes != nil {
+		delete(q.strikes, r)
+	}
 	if o == Done {
 		r.Err = nil
 	} else {
@@ -539,12 +540,8 @@ func (q *queue) retire(s *session) {
 // takeBack has what s holds wait again. Tasks that are lost may have run; those
 // that are not were never started. q.mu is held.
 func (q *queue) takeBack(s *session, lost bool) {
-	var held []flight
-	for _, f := range s.held {
-		held = append(held, f)
-	}
-	slices.SortFunc(held, func(a, b flight) int { return cmp.Compare(a.result.Index, b.result.Index) })
-	clear(s.held)
+	held := s.flights()
+	s.held.clear()
 	s.cost, s.suspects, s.alone = 0, 0, nil
 	q.inFlight -= len(held)
 	var back []*Result
@@ -608,8 +605,8 @@ func (q *queue) abandon(why error) {
 	defer q.mu.Unlock()
 	for _, s := range q.sessions {
 		q.retire(s)
-		for task, f := range s.held {
-			q.release(s, task)
+		for _, f := range s.flights() {
+			q.release(s, f.result.Index)
 			f.result.Losses++
 			q.troubles.Losses++
 			q.settle(f.result, Unknown, fmt.Errorf("%w: %w", ErrOutcomeUnknown, why), 0)

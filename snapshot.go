@@ -85,7 +85,7 @@ func (q *queue) snapshot() CategorySnapshot {
 	for _, l := range q.links {
 		w := WorkerSnapshot{Worker: l.addr, Addr: l.addr, Sent: l.sent, Redials: l.redials, Counts: l.counts}
 		if s := l.session; s != nil {
-			w.Worker, w.Open, w.InFlight = s.name, s.live, len(s.held)
+			w.Worker, w.Open, w.InFlight = s.name, s.live, s.held.len()
 		}
 		c.Workers = append(c.Workers, w)
 	}

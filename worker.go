@@ -407,11 +407,13 @@ func (w *Worker) nextJob(s *workerSession) *job {
 func (w *Worker) nextTurn() *job {
 	for len(w.turns) > 0 {
 		s := w.turns[0]
-		w.turns[0] = nil
-		w.turns = w.turns[1:]
 		j := s.waiting.pop()
-		if s.inTurn = !s.waiting.empty(); s.inTurn {
-			w.turns = append(w.turns, s)
+		s.inTurn = !s.waiting.empty()
+		if rest := w.turns[:copy(w.turns, w.turns[1:])]; s.inTurn {
+			w.turns = append(rest, s)
+		} else {
+			w.turns[len(rest)] = nil
+			w.turns = rest
 		}
 		if j != nil {
 			j.started = true

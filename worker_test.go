@@ -1259,7 +1259,7 @@ func TestTaskFoundStuckWhileItsReportWaitsIsReportedOnce(t *testing.T) {
 		last := int(started.Load())
 		s := wt.only()
 		s.mu.Lock()
-		j := s.inFlight[last]
+		j, _ := s.inFlight.get(last)
 		s.mu.Unlock()
 		s.stuck(j)
 		got := make(map[int]int)
@@ -1864,16 +1864,17 @@ func TestPeerThatGoesOnPingingDoesNotHoldUpADrain(t *testing.T) {
 func TestUrgentLinesDoNotKeepAWireFromEnding(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, server := net.Pipe()
-		c := newWire(server)
 		pongs := 0
-		c.sendUrgent(message{verb: verbPong, task: pongs})
-		c.end(endAfterAll, []byte("GOODBYE\n"))
-		go c.writeLoop(func(dst []byte) []byte {
+		var c *wire
+		c = newWire(server, sourceFunc(func(dst []byte) []byte {
 			if pongs++; pongs < 1000 {
 				c.sendUrgent(message{verb: verbPong, task: pongs})
 			}
 			return dst
-		})
+		}))
+		c.sendUrgent(message{verb: verbPong, task: pongs})
+		c.end(endAfterAll, []byte("GOODBYE\n"))
+		go c.writeLoop()
 		if all, err := io.ReadAll(client); err != nil || pongs > 10 || !strings.HasSuffix(string(all), "GOODBYE\n") {
 			t.Errorf("%d PONGs, then %q and %v", pongs, cut(string(all), 100), err)
 		}

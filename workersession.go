@@ -126,12 +126,13 @@ type workerSession struct {
 	over   chan struct{} // closed when the connection is over
 	pulse  sync.WaitGroup
 	batch  []*job // the reader's: RUNs read and not yet accepted
+	fresh  []job  // the reader's: see newJob
 
 	mu       sync.Mutex // guards following
 	room     sync.Cond  // waited on by reports that do not fit
 	out      []byte     // lines for the writer
 	writing  int        // bytes that the writer has taken and not yet written
-	inFlight map[int]*job
+	inFlight table[*job]
 	cost     int // of inFlight
 	state    sessionState
 	pings    map[int]time.Time // when those were sent that have not come back
@@ -162,7 +163,8 @@ const answerBytes = 1 << 20
 
 // serveConn is a whole session.
 func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
-	s := &workerSession{worker: w, wire: newWire(conn), inFlight: make(map[int]*job), pings: make(map[int]time.Time), over: make(chan struct{})}
+	s := &workerSession{worker: w, pings: make(map[int]time.Time), over: make(chan struct{})}
+	s.wire = newWire(conn, s)
 	s.room.L = &s.mu
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	if !w.addSession(s) {
@@ -174,7 +176,7 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 
 	var writer sync.WaitGroup
 	var writeErr error
-	writer.Go(func() { writeErr = s.wire.writeLoop(s.fill) })
+	writer.Go(func() { writeErr = s.wire.writeLoop() })
 	stop := context.AfterFunc(ctx, func() {
 		s.wire.endWithError(faultf(codeClosing, "the worker is closing"))
 	})
@@ -390,7 +392,8 @@ func isTimeout(err error) bool {
 // handle acts on one message. Its error ends the session.
 func (s *workerSession) handle(m message) error {
 	if m.verb == verbRun {
-		j := &job{Context: s.ctx, session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
+		j := s.newJob()
+		*j = job{Context: s.ctx, session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
 		j.cost = taskCost(len(m.text)) // without the verb and numbers: never more than the coordinator counts
 		s.batch = append(s.batch, j)
 		return nil
@@ -422,6 +425,18 @@ func (s *workerSession) handle(m message) error {
 	return nil
 }
 
+// newJob returns an unused job. Jobs that come together are allocated together,
+// but not so many that one whose handler takes long holds on to much.
+func (s *workerSession) newJob() *job {
+	const most = 64
+	if len(s.fresh) == 0 {
+		s.fresh = make([]job, min(len(s.batch)+1, most))
+	}
+	j := &s.fresh[0]
+	s.fresh = s.fresh[1:]
+	return j
+}
+
 func (s *workerSession) isFinished() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -442,6 +457,7 @@ func (s *workerSession) acceptBatch() error {
 	if back, err := s.admit(batch); back || err != nil {
 		return err
 	}
+	s.keepLittle(batch)
 	w := s.worker
 	var beside []*job // those whose earlier attempt still runs here
 	w.mu.Lock()
@@ -471,6 +487,22 @@ func (s *workerSession) acceptBatch() error {
 	return nil
 }
 
+// keepLittle copies the instructions of a batch if they would hold on to much
+// more than themselves: they are cut from all that was read with them, and a peer
+// decides what that is.
+func (s *workerSession) keepLittle(batch []*job) {
+	bytes := 0
+	for _, j := range batch {
+		bytes += j.cost
+	}
+	if bytes >= s.wire.in.batch/4 {
+		return
+	}
+	for _, j := range batch {
+		j.instruction = strings.Clone(j.instruction)
+	}
+}
+
 // admit enters jobs as in flight, or gives them back in a session that takes
 // no more.
 func (s *workerSession) admit(batch []*job) (back bool, err error) {
@@ -484,13 +516,13 @@ func (s *workerSession) admit(batch []*job) (back bool, err error) {
 			s.appendReport(message{verb: verbReturn, task: j.number})
 			continue
 		}
-		if s.inFlight[j.number] != nil {
+		if _, twice := s.inFlight.get(j.number); twice {
 			return false, faultf(codeTask, "task %d is already in flight", j.number)
 		}
 		if s.cost > 0 && s.cost+j.cost > windowBytes {
 			return false, faultf(codeWindow, "more in flight than the %d tasks and %d bytes granted", windowTasks, windowBytes)
 		}
-		s.inFlight[j.number] = j
+		s.inFlight.put(j.number, j)
 		s.cost += j.cost
 		if j.attempt > 1 {
 			s.worker.repeated.Add(1)
@@ -499,13 +531,18 @@ func (s *workerSession) admit(batch []*job) (back bool, err error) {
 	return s.state == sessionReturns, s.flooded()
 }
 
-// appendReport adds a line for the writer. s.mu is held.
+// appendReport adds a line for the writer, and wakes it. s.mu is held.
 func (s *workerSession) appendReport(m message) {
+	s.addReport(m)
+	s.wire.wakeWriter()
+}
+
+// addReport adds a line. s.mu is held.
+func (s *workerSession) addReport(m message) {
 	if m.verb == verbReturn {
 		s.worker.returned.Add(1)
 	}
 	s.out = appendMessage(s.out, m)
-	s.wire.wakeWriter()
 }
 
 // flooded says whether the reader's own answers pile up unread, beside as many
@@ -521,9 +558,9 @@ func (s *workerSession) flooded() error {
 // reported, is left alone: the report tells the coordinator.
 func (s *workerSession) recall(number int) error {
 	s.mu.Lock()
-	j := s.inFlight[number]
+	j, ok := s.inFlight.get(number)
 	s.mu.Unlock()
-	if j == nil {
+	if !ok {
 		return nil
 	}
 	w := s.worker
@@ -578,7 +615,7 @@ func (s *workerSession) returnAll(unstarted []*job, state sessionState) error {
 
 // settle takes j out of what is in flight. s.mu is held.
 func (s *workerSession) settle(j *job) {
-	delete(s.inFlight, j.number)
+	s.inFlight.take(j.number)
 	s.cost -= j.cost
 }
 
@@ -607,7 +644,7 @@ func (s *workerSession) sayGoodbyeIfDrained() {
 		return
 	}
 	s.mu.Lock()
-	say := s.state == sessionReturns && len(s.inFlight) == 0
+	say := s.state == sessionReturns && s.inFlight.len() == 0
 	if say {
 		s.state = sessionFinished
 	}
@@ -629,7 +666,7 @@ func (s *workerSession) finish() bool {
 	finished := s.state == sessionFinished
 	s.state = sessionFinished
 	if !finished {
-		s.worker.lost.Add(int64(len(unstarted) + len(s.inFlight)))
+		s.worker.lost.Add(int64(len(unstarted) + s.inFlight.len()))
 	}
 	s.room.Broadcast()
 	return finished
@@ -639,7 +676,7 @@ func (s *workerSession) finish() bool {
 func (s *workerSession) started() []*job {
 	s.mu.Lock()
 	var list []*job
-	for _, j := range s.inFlight {
+	for _, j := range s.inFlight.all {
 		list = append(list, j)
 	}
 	s.mu.Unlock()
@@ -656,8 +693,15 @@ func (s *workerSession) fill(buf []byte) []byte {
 	defer s.mu.Unlock()
 	buf, s.out = s.out, buf
 	s.writing = len(buf)
-	s.room.Broadcast()
 	return buf
+}
+
+// written makes room for as much as was written.
+func (s *workerSession) written() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writing = 0
+	s.room.Broadcast()
 }
 
 // runSlot executes j and then whatever nextJob gives, until the slot goes to
@@ -670,32 +714,51 @@ func (s *workerSession) runSlot(j *job) {
 		}
 		// The handler called runtime.Goexit: this goroutine is ending, and
 		// the slot needs another.
-		if j := s.worker.nextJob(s); j != nil {
+		if j := s.nextJob(); j != nil {
 			s.slots.Go(func() { s.runSlot(j) })
 		}
 	}()
-	for j != nil {
-		s.execute(j)
-		j = s.worker.nextJob(s)
+	for start := s.wire.age(); j != nil; j = s.nextJob() {
+		start = s.execute(j, start)
 	}
 	over = true
 }
 
-// execute calls the handler and reports what it returned.
-func (s *workerSession) execute(j *job) {
+// nextJob lets the slot go on when its report is added. The report does not
+// wait for what the slot does next: it is on its way, or somebody is awake who
+// sends it.
+func (s *workerSession) nextJob() *job {
+	j := s.worker.nextJob(s)
+	if j == nil {
+		s.wire.flush() // this goroutine has nothing else to do
+	} else {
+		s.wire.wakeWriter()
+	}
+	return j
+}
+
+// execute calls the handler and adds a report of what it returned. It is given
+// the time, since the session began, and returns it: looking at the clock is a
+// good part of what a short task costs.
+func (s *workerSession) execute(j *job, start time.Duration) (end time.Duration) {
 	if s.ctx.Err() != nil {
 		// The session was canceled or lost before its list was emptied.
 		s.report(j, message{verb: verbReturn, task: j.number})
-		return
+		return start
 	}
-	start := time.Now()
 	m := message{verb: verbFail, task: j.number, word: kindPanic, text: "the handler ended its goroutine (runtime.Goexit)"}
 	// Deferred, so that a Goexit is reported too.
-	defer func() { s.report(j, m) }()
+	defer func() {
+		if s.report(j, m) {
+			end = s.wire.age() // the wait is none of the next task's time
+		}
+	}()
 	m = s.call(j)
+	end = s.wire.age()
 	if m.verb == verbDone {
-		m.time = time.Since(start)
+		m.time = end - start
 	}
+	return end
 }
 
 // call calls the handler and turns what it returns, or panics with, into a
@@ -748,7 +811,8 @@ func (s *workerSession) stuck(j *job) {
 	w.stuck[j.key()] = j
 	w.mu.Unlock()
 	s.mu.Lock()
-	j.stuck = s.inFlight[j.number] == j && s.state < sessionFinished
+	held, _ := s.inFlight.get(j.number)
+	j.stuck = held == j && s.state < sessionFinished
 	if j.stuck {
 		s.settle(j)
 		s.appendReport(message{verb: verbFail, task: j.number, word: kindStuck,
@@ -800,8 +864,9 @@ func shortStack(stack []byte) string {
 	return cut(s, maxFailText/2)
 }
 
-// report queues the report of a job that ran, as soon as there is room.
-func (s *workerSession) report(j *job, m message) {
+// report adds the report of a job that ran, as soon as there is room, and says
+// whether it had to wait for that.
+func (s *workerSession) report(j *job, m message) (waited bool) {
 	switch m.verb {
 	case verbDone:
 		s.worker.done.Add(1)
@@ -811,33 +876,35 @@ func (s *workerSession) report(j *job, m message) {
 	}
 	s.mu.Lock()
 	for !j.stuck && s.state < sessionFinished && len(s.out)+s.writing > reportBytes {
+		waited = true
 		s.room.Wait()
 	}
 	if m.verb != verbDone && s.givenUp() && !j.stuck {
 		// A failure may well be a consequence, and the task deserves another
 		// worker. It stays in flight, so that no GOODBYE disowns it.
 		s.mu.Unlock()
-		return
+		return waited
 	}
 	if j.stuck { // perhaps only while it waited for room
 		s.mu.Unlock()
 		s.worker.unstick(j)
-		return
+		return waited
 	}
 	s.settle(j)
 	if s.state < sessionFinished {
 		before := len(s.out)
-		s.appendReport(m)
+		s.addReport(m)
 		if n := len(s.out) - before; n > s.hello.MaxLine {
 			s.out = s.out[:before]
 			// An output is not cut: half of one would pass for a whole.
-			s.appendReport(message{verb: verbFail, task: j.number, word: kindOutput,
+			s.addReport(message{verb: verbFail, task: j.number, word: kindOutput,
 				text: fmt.Sprintf("the output needs a line of %d bytes, over the coordinator's limit of %d", n, s.hello.MaxLine)})
 		}
 	}
-	draining := s.state == sessionReturns && len(s.inFlight) == 0
+	draining := s.state == sessionReturns && s.inFlight.len() == 0
 	s.mu.Unlock()
 	if draining {
 		s.sayGoodbyeIfDrained()
 	}
+	return waited
 }

@@ -20,23 +20,22 @@ type queue struct {
 	category string
 	settled  chan struct{} // gets a token when the last lent task is settled
 
-	mu       sync.Mutex  // guards following, and the fields of sessions that say so
-	waiting  []*Result   // not sent yet, in input order
-	room     []*Result   // where waiting began, to be used again
-	again    byIndex     // to be sent again; they come before those of waiting that are later in the input
-	delayed  byDue       // to be sent again in a while, because they failed
-	retry    *time.Timer // for the first of delayed
-	links    []*link     // one for each worker listed, in that order
-	sessions []*session  // those that are not over
-	live     []*session  // those that take tasks
-	slots    int         // of live
-	inFlight int         // held by sessions
-	open     int         // lent and not settled, and one more while the group may lend more
-	counts   Counts      // of the group
-	begun    time.Time   // when the group was
-	planned  int         // tasks of the run, as far as known
-	total    Counts      // of the run
-	failure  error       // the first task that is not Done
+	mu       sync.Mutex    // guards following, and the fields of sessions that say so
+	waiting  fifo[*Result] // not sent yet, in input order
+	again    byIndex       // to be sent again; they come before those of waiting that are later in the input
+	delayed  byDue         // to be sent again in a while, because they failed
+	retry    *time.Timer   // for the first of delayed
+	links    []*link       // one for each worker listed, in that order
+	sessions []*session    // those that are not over
+	live     []*session    // those that take tasks
+	slots    int           // of live
+	inFlight int           // held by sessions
+	open     int           // lent and not settled, and one more while the group may lend more
+	counts   Counts        // of the group
+	begun    time.Time     // when the group was
+	planned  int           // tasks of the run, as far as known
+	total    Counts        // of the run
+	failure  error         // the first task that is not Done
 	halted   halt
 	why      error                // what settles the tasks that are not sent any more
 	next     int                  // where in live to look for a taker first
@@ -190,35 +189,41 @@ func (q *queue) begin() {
 	q.open = 1
 }
 
-// lend puts tasks of the group in the queue.
-func (q *queue) lend(results []Result, indices []int) {
+// lend puts tasks of the group in the queue. It returns a session that is to
+// be woken for them, or have its wire flushed, beside those that it has woken; nil if there is
+// none.
+func (q *queue) lend(results []Result, indices []int) *session {
 	q.mu.Lock()
 	defer q.unlock()
-	q.waiting = slices.Grow(q.waiting, len(indices))
-	q.room = q.waiting
 	for _, i := range indices {
-		q.waiting = append(q.waiting, &results[i])
+		q.waiting.push(&results[i])
 	}
-	q.lent(len(indices))
+	return q.lent(len(indices))
 }
 
-// lendOne puts a task of the group in the queue that no plan had foreseen.
-func (q *queue) lendOne(r *Result) {
+// lendOne puts a task of the group in the queue that no plan had foreseen, and
+// is otherwise as lend.
+func (q *queue) lendOne(r *Result) *session {
 	q.mu.Lock()
 	defer q.unlock()
 	q.planned++
-	q.waiting = append(q.waiting, r)
-	q.lent(1)
+	q.waiting.push(r)
+	return q.lent(1)
 }
 
-// lent finds takers for n tasks that now wait. q.mu is held.
-func (q *queue) lent(n int) {
+// lent finds takers for n tasks that now wait, and returns the first of them,
+// which it does not wake. q.mu is held.
+func (q *queue) lent(n int) *session {
 	q.open += n
 	if q.halted != notHalted {
 		q.settleWaiting()
-		return
+		return nil
 	}
-	q.wakeTakers(n)
+	first := q.taker()
+	if first != nil {
+		q.wakeTakers(n - 1)
+	}
+	return first
 }
 
 // finish says that the group lends no more, waits until all of its tasks are
@@ -247,15 +252,15 @@ func (q *queue) orphaned() bool {
 }
 
 // waits is how many tasks could be sent now. q.mu is held.
-func (q *queue) waits() int { return len(q.waiting) + len(q.again) }
+func (q *queue) waits() int { return q.waiting.len() + len(q.again) }
 
 // first is the task to be sent next; nil if none waits. q.mu is held.
 func (q *queue) first() *Result {
 	switch {
-	case len(q.again) > 0 && (len(q.waiting) == 0 || q.again[0].Index < q.waiting[0].Index):
+	case len(q.again) > 0 && (q.waiting.len() == 0 || q.again[0].Index < q.waiting.first().Index):
 		return q.again[0]
-	case len(q.waiting) > 0:
-		return q.waiting[0]
+	case q.waiting.len() > 0:
+		return q.waiting.first()
 	}
 	return nil
 }
@@ -266,25 +271,30 @@ func (q *queue) drop() {
 		heap.Pop(&q.again)
 		return
 	}
-	q.waiting[0] = nil
-	if q.waiting = q.waiting[1:]; len(q.waiting) == 0 {
-		q.waiting = q.room[:0] // for the next group
+	q.waiting.pop()
+}
+
+// wakeTakers wakes at most n of the sessions that have room. q.mu is held.
+func (q *queue) wakeTakers(n int) {
+	for range min(n, len(q.live)) {
+		s := q.taker()
+		if s == nil {
+			return
+		}
+		s.wire.wakeWriter()
 	}
 }
 
-// wakeTakers wakes at most n of the sessions that have room. It goes round, so
-// that single tasks are spread over the workers. q.mu is held.
-func (q *queue) wakeTakers(n int) {
+// taker is a session that has room; nil if there is none. It goes round, so that
+// single tasks are spread over the workers. q.mu is held.
+func (q *queue) taker() *session {
 	for range q.live {
-		if n == 0 {
-			return
-		}
 		q.next = (q.next + 1) % len(q.live)
 		if s := q.live[q.next]; s.held.len() < q.limitWith(s, q.first()) {
-			s.wire.wakeWriter()
-			n--
+			return s
 		}
 	}
+	return nil
 }
 
 // limit is how many tasks s may hold now: its window, but of what is left of
@@ -486,11 +496,11 @@ func (q *queue) putBack(back []*Result) {
 // settleWaiting settles what will not be sent any more: as the last attempt
 // ended, or as never started if there was none. q.mu is held.
 func (q *queue) settleWaiting() {
-	rest := append(q.again, q.waiting...)
+	rest := append(q.again, q.waiting.all()...)
 	for _, d := range q.delayed {
 		rest = append(rest, d.result)
 	}
-	q.again, q.waiting, q.delayed = nil, nil, nil
+	q.again, q.waiting, q.delayed = nil, fifo[*Result]{}, nil
 	slices.SortFunc(rest, func(a, b *Result) int { return cmp.Compare(a.Index, b.Index) })
 	for _, r := range rest {
 		switch {

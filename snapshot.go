@@ -18,11 +18,7 @@ type RunSnapshot struct {
 func (s RunSnapshot) Counts() Counts {
 	var sum Counts
 	for _, c := range s.Categories {
-		sum.Done += c.Counts.Done
-		sum.Failed += c.Counts.Failed
-		sum.Canceled += c.Counts.Canceled
-		sum.Skipped += c.Counts.Skipped
-		sum.Unknown += c.Counts.Unknown
+		sum.sum(c.Counts)
 	}
 	return sum
 }

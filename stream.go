@@ -112,14 +112,12 @@ func (r *run) stream(ctx context.Context, seq iter.Seq[Task]) error {
 	if r.config.order != ByCategory {
 		return r.execute(ctx, func(ctx context.Context) error { return r.runSeq(ctx, seq) })
 	}
-	var tasks []Task
 	for task := range seq {
-		tasks = append(tasks, task)
+		r.tasks = append(r.tasks, task)
 		if ctx.Err() != nil || r.haltedBy() != nil {
 			break
 		}
 	}
-	r.plan(tasks)
 	err := r.execute(ctx, r.runPlan)
 	r.settleRest(err)
 	r.deliverRest()
@@ -170,7 +168,9 @@ func (r *run) runSeq(ctx context.Context, seq iter.Seq[Task]) error {
 				q.begin()
 				open = append(open, q)
 			}
-			q.lendOne(res)
+			if taker := q.lendOne(res); taker != nil {
+				taker.wire.wakeWriter()
+			}
 			if !r.goesOn(nil) {
 				break
 			}
@@ -191,7 +191,9 @@ func (r *run) runTask(number int, q *queue, res *Result) (failed *Result) {
 	tasks := []Task{res.Task}
 	r.events.groupStarted(GroupStartedInfo{Run: r.id, Stage: number, Category: q.category, Tasks: tasks})
 	q.begin()
-	q.lendOne(res)
+	if taker := q.lendOne(res); taker != nil {
+		taker.wire.flush() // there is nothing else to do before the task is settled
+	}
 	counts, elapsed := q.finish()
 	r.events.groupDone(GroupDoneInfo{Run: r.id, Stage: number, Category: q.category, Tasks: tasks, Counts: counts, Elapsed: elapsed})
 	if res.Outcome != Done {
@@ -246,9 +248,9 @@ type delivery struct {
 	ready    sync.Cond       // waited on by next
 	taken    int             // places taken
 	given    int             // of those, handed out and freed with the next call
-	order    []*Result       // ordered: expected and not handed out, in order
+	order    fifo[*Result]   // ordered: expected and not handed out, in order
 	complete map[int]*Result // ordered: settled and not handed out, by index
-	list     []*Result       // not ordered: settled and not handed out
+	list     fifo[*Result]   // not ordered: settled and not handed out
 	closed   bool            // nothing more is expected
 	left     bool            // nobody takes any more
 }
@@ -286,7 +288,7 @@ func (d *delivery) expect(r *Result) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.order = append(d.order, r)
+	d.order.push(r)
 }
 
 // settled says that r has its outcome.
@@ -297,12 +299,12 @@ func (d *delivery) settled(r *Result) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.ordered {
-		d.list = append(d.list, r)
+		d.list.push(r)
 		d.ready.Signal()
 		return
 	}
 	d.complete[r.Index] = r
-	if len(d.order) > 0 && d.order[0] == r {
+	if d.order.len() > 0 && d.order.first() == r {
 		d.ready.Signal()
 	}
 }
@@ -319,12 +321,10 @@ func (d *delivery) next() *Result {
 	for {
 		var r *Result
 		switch {
-		case !d.ordered && len(d.list) > 0:
-			r, d.list[0] = d.list[0], nil
-			d.list = d.list[1:]
-		case d.ordered && len(d.order) > 0 && d.complete[d.order[0].Index] != nil:
-			r, d.order[0] = d.order[0], nil
-			d.order = d.order[1:]
+		case !d.ordered && d.list.len() > 0:
+			r = d.list.pop()
+		case d.ordered && d.order.len() > 0 && d.complete[d.order.first().Index] != nil:
+			r = d.order.pop()
 			delete(d.complete, r.Index)
 		case d.closed:
 			return nil

@@ -363,7 +363,7 @@ func (w *Worker) Stats() WorkerStats {
 		Lost:     w.lost.Load(),
 	}
 	for s := range w.sessions {
-		stats.Waiting += len(s.waiting.list) - s.waiting.head - s.waiting.returned
+		stats.Waiting += s.waiting.len() - s.waiting.returned
 	}
 	return stats
 }
@@ -407,8 +407,8 @@ func (w *Worker) nextJob(s *workerSession) *job {
 func (w *Worker) nextTurn() *job {
 	for len(w.turns) > 0 {
 		s := w.turns[0]
-		j := s.waiting.pop()
-		s.inTurn = !s.waiting.empty()
+		j := s.waiting.next()
+		s.inTurn = s.waiting.len() > 0
 		if rest := w.turns[:copy(w.turns, w.turns[1:])]; s.inTurn {
 			w.turns = append(rest, s)
 		} else {

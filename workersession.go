@@ -46,35 +46,16 @@ func (j *job) Value(key any) any {
 	return j.Context.Value(key)
 }
 
-// jobs is a list of waiting jobs, first in first out.
+// jobs is a list of waiting jobs.
 type jobs struct {
-	list     []*job
-	head     int
+	fifo[*job]
 	returned int // of those in the list
 }
 
-func (q *jobs) empty() bool { return q.head == len(q.list) }
-
-// push uses the room of jobs that have left before it asks for more: a list
-// that is never empty does not grow with all that has passed through it.
-func (q *jobs) push(j *job) {
-	if len(q.list) == cap(q.list) && 2*q.head >= len(q.list) {
-		n := copy(q.list, q.list[q.head:])
-		clear(q.list[n:])
-		q.list, q.head = q.list[:n], 0
-	}
-	q.list = append(q.list, j)
-}
-
-// pop returns nil if only returned jobs were left.
-func (q *jobs) pop() *job {
-	for q.head < len(q.list) {
-		j := q.list[q.head]
-		q.list[q.head] = nil
-		q.head++
-		if q.head == len(q.list) {
-			q.list, q.head = q.list[:0], 0
-		}
+// next takes the first that was not returned; nil if there is none.
+func (q *jobs) next() *job {
+	for q.len() > 0 {
+		j := q.pop()
 		if !j.returned {
 			return j
 		}
@@ -90,11 +71,11 @@ func (q *jobs) giveBack(j *job) {
 	j.returned = true
 	j.instruction = ""
 	q.returned++
-	if 2*q.returned < len(q.list)-q.head {
+	if 2*q.returned < q.len() {
 		return
 	}
 	kept := q.list[:0]
-	for _, j := range q.list[q.head:] {
+	for _, j := range q.all() {
 		if !j.returned {
 			kept = append(kept, j)
 		}
@@ -106,7 +87,7 @@ func (q *jobs) giveBack(j *job) {
 // takeAll empties the list.
 func (q *jobs) takeAll() []*job {
 	var all []*job
-	for j := q.pop(); j != nil; j = q.pop() {
+	for j := q.next(); j != nil; j = q.next() {
 		all = append(all, j)
 	}
 	return all

@@ -21,11 +21,13 @@ type tableEntry[V any] struct {
 
 func (t *table[V]) len() int { return t.used }
 
-// home is where key belongs. Numbers that follow one another are spread
-// (Fibonacci hashing: the multiplier is 2^64 over the golden ratio).
+// home is where key belongs. Numbers that follow one another have places that
+// do, so that a run walks through the memory of the table, and does not jump;
+// those that are a multiple of its size apart are told apart by their higher
+// digits.
 func (t *table[V]) home(key uint) int {
-	const golden = 0x9E3779B97F4A7C15
-	return int(uint64(key) * golden >> (64 - bits.TrailingZeros(uint(len(t.entries)))))
+	digit := uint(bits.Len(uint(len(t.entries) - 1)))
+	return int((key + key>>digit + key>>(2*digit)) & uint(len(t.entries)-1))
 }
 
 // find returns where number is, or the free place where it would be. There is

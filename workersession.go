@@ -15,15 +15,15 @@ import (
 
 // A job is one attempt at a task, and the context of its handler: one
 // allocation for both, since most tasks need no more than the session's
-// context with their name in it.
+// context with their name in it. It is small because there may be millions a
+// second, and a handler may keep its context.
 type job struct {
-	context.Context // the session's
-	session         *workerSession
-	number          int
-	attempt         int
-	timeout         time.Duration
-	instruction     string
-	cost            int
+	session     *workerSession
+	number      int
+	attempt     int
+	timeout     time.Duration
+	instruction string
+	cost        int32
 
 	// guarded by Worker.mu
 	started  bool
@@ -39,11 +39,16 @@ func (j *job) info() TaskInfo {
 	return TaskInfo{Run: j.session.hello.Run, Task: j.number, Attempt: j.attempt}
 }
 
+// The context is the session's.
+func (j *job) Deadline() (time.Time, bool) { return j.session.ctx.Deadline() }
+func (j *job) Done() <-chan struct{}       { return j.session.ctx.Done() }
+func (j *job) Err() error                  { return j.session.ctx.Err() }
+
 func (j *job) Value(key any) any {
 	if _, ok := key.(taskInfoKey); ok {
 		return j
 	}
-	return j.Context.Value(key)
+	return j.session.ctx.Value(key)
 }
 
 // jobs is a list of waiting jobs.
@@ -374,8 +379,8 @@ func isTimeout(err error) bool {
 func (s *workerSession) handle(m message) error {
 	if m.verb == verbRun {
 		j := s.newJob()
-		*j = job{Context: s.ctx, session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
-		j.cost = taskCost(len(m.text)) // without the verb and numbers: never more than the coordinator counts
+		*j = job{session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
+		j.cost = int32(taskCost(len(m.text))) // without the verb and numbers: never more than the coordinator counts
 		s.batch = append(s.batch, j)
 		return nil
 	}
@@ -474,7 +479,7 @@ func (s *workerSession) acceptBatch() error {
 func (s *workerSession) keepLittle(batch []*job) {
 	bytes := 0
 	for _, j := range batch {
-		bytes += j.cost
+		bytes += int(j.cost)
 	}
 	if bytes >= s.wire.in.batch/4 {
 		return
@@ -500,11 +505,11 @@ func (s *workerSession) admit(batch []*job) (back bool, err error) {
 		if _, twice := s.inFlight.get(j.number); twice {
 			return false, faultf(codeTask, "task %d is already in flight", j.number)
 		}
-		if s.cost > 0 && s.cost+j.cost > windowBytes {
+		if s.cost > 0 && s.cost+int(j.cost) > windowBytes {
 			return false, faultf(codeWindow, "more in flight than the %d tasks and %d bytes granted", windowTasks, windowBytes)
 		}
 		s.inFlight.put(j.number, j)
-		s.cost += j.cost
+		s.cost += int(j.cost)
 		if j.attempt > 1 {
 			s.worker.repeated.Add(1)
 		}
@@ -597,7 +602,7 @@ func (s *workerSession) returnAll(unstarted []*job, state sessionState) error {
 // settle takes j out of what is in flight. s.mu is held.
 func (s *workerSession) settle(j *job) {
 	s.inFlight.take(j.number)
-	s.cost -= j.cost
+	s.cost -= int(j.cost)
 }
 
 // drain tells the coordinator that no more is taken, gives back what has not

@@ -19,6 +19,7 @@ type queue struct {
 	run      *run
 	category string
 	settled  chan struct{} // gets a token when the last lent task is settled
+	lending  bool          // its group has begun and lends more; for the goroutine that lends
 
 	mu       sync.Mutex    // guards following, and the fields of sessions that say so
 	waiting  fifo[*Result] // not sent yet, in input order
@@ -452,7 +453,8 @@ func (q *queue) retryNow() {
 }
 
 // settle gives a task its outcome. why is ignored if that is Done; roundTrip
-// is 0 unless a report came. q.mu is held.
+// is 0 unless a report came. Afterwards r is the caller's no more: a Stream uses
+// it for another task. q.mu is held.
 func (q *queue) settle(r *Result, o Outcome, why error, roundTrip time.Duration) {
 	r.Outcome = o
 	if q.strikes != nil {
@@ -558,7 +560,7 @@ func (q *queue) takeBack(s *session, lost bool) {
 	for _, f := range held {
 		if !lost {
 			q.troubles.Returns++
-		} else if q.lost(s, f); f.result.Outcome != 0 {
+		} else if q.lost(s, f) {
 			continue
 		}
 		back = append(back, f.result)
@@ -567,8 +569,8 @@ func (q *queue) takeBack(s *session, lost bool) {
 }
 
 // lost takes note that a task was lost with its session. It settles the task
-// if it must not be sent again. q.mu is held.
-func (q *queue) lost(s *session, f flight) {
+// if it must not be sent again, and says so. q.mu is held.
+func (q *queue) lost(s *session, f flight) (settled bool) {
 	r := f.result
 	r.Losses++
 	r.Err = nil // what an earlier attempt said is not how this one ended
@@ -577,6 +579,7 @@ func (q *queue) lost(s *session, f flight) {
 	switch {
 	case q.run.config.atMostOnce:
 		q.settle(r, Unknown, fmt.Errorf("%w, and it may be executed at most once: %w", ErrOutcomeUnknown, cmp.Or(s.err, errSessionOver)), 0)
+		return true
 	case f.suspect:
 		if q.strikes == nil {
 			q.strikes = make(map[*Result][]string)
@@ -586,8 +589,10 @@ func (q *queue) lost(s *session, f flight) {
 		if len(workers) == maxStrikes {
 			q.settle(r, Unknown, fmt.Errorf("%w; %d workers were lost with it and little else in flight (%s), so it may be what brings them down: %w",
 				ErrOutcomeUnknown, maxStrikes, strings.Join(workers, ", "), cmp.Or(s.err, errSessionOver)), 0)
+			return true
 		}
 	}
+	return false
 }
 
 // errSessionOver stands for the reason where a session has none of its own.

@@ -288,7 +288,7 @@ func (r *run) goesOn(failed *Result) bool {
 // addQueue makes the queue of a category, of which planned tasks are known. It
 // has no sessions yet, and may be seen by Snapshot from here on.
 func (r *run) addQueue(category string, planned int) {
-	q := &queue{run: r, category: category, planned: planned, settled: make(chan struct{}, 1)}
+	q := &queue{run: r, category: category, planned: planned, settled: make(chan struct{}, 1), low: make(chan struct{}, 1)}
 	for _, addr := range r.config.workers[category] {
 		q.links = append(q.links, &link{queue: q, addr: addr})
 	}
@@ -396,10 +396,9 @@ func (r *run) runGroup(number int, g stageGroup) *Result {
 	}
 	r.events.groupStarted(GroupStartedInfo{Run: r.id, Stage: number, Category: g.category, Tasks: tasks})
 	q := r.queues[g.category]
-	q.begin()
+	q.begin(len(g.indices))
 	for rest := g.indices; len(rest) > 0; {
-		// A Stream lends no more than its consumer has room for, and a Run not
-		// so much that sessions wait for the rest to be filled in.
+		// A Stream lends no more than its consumer has room for.
 		n := r.delivery.acquire(min(len(rest), lendAtOnce))
 		taken := n > 0
 		if !taken { // the consumer has left, and the run is halted
@@ -423,6 +422,9 @@ func (r *run) runGroup(number int, g stageGroup) *Result {
 		} else if taker != nil {
 			taker.wire.wakeWriter()
 		}
+		if len(rest) > 0 {
+			q.awaitLow()
+		}
 	}
 	counts, elapsed := q.finish()
 	r.events.groupDone(GroupDoneInfo{Run: r.id, Stage: number, Category: g.category, Tasks: tasks, Counts: counts, Elapsed: elapsed})
@@ -436,9 +438,6 @@ func (r *run) runGroup(number int, g stageGroup) *Result {
 	}
 	return nil // the group was halted, and haltedBy or rest says why
 }
-
-// lendAtOnce is how many tasks are lent in one go.
-const lendAtOnce = 4096
 
 // halt stops the run before its end, because it cannot go on. The first reason
 // for each way counts.

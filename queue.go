@@ -19,6 +19,7 @@ type queue struct {
 	run      *run
 	category string
 	settled  chan struct{} // gets a token when the last lent task is settled
+	low      chan struct{} // gets a token when few tasks wait, or none are sent any more
 	lending  bool          // its group has begun and lends more; for the goroutine that lends
 
 	mu       sync.Mutex    // guards following, and the fields of sessions that say so
@@ -31,6 +32,7 @@ type queue struct {
 	live     []*session    // those that take tasks
 	slots    int           // of live
 	inFlight int           // held by sessions
+	unlent   int           // of the group, as far as known
 	open     int           // lent and not settled, and one more while the group may lend more
 	counts   Counts        // of the group
 	begun    time.Time     // when the group was
@@ -181,11 +183,21 @@ func (q *queue) stopTimers() {
 	}
 }
 
-// begin starts a group. What is lent from here on belongs to it, until finish.
-func (q *queue) begin() {
+// lendAtOnce is how many tasks are lent in one go, and lendAhead how many may
+// wait before more are: enough to send while they are made ready, and few enough to
+// be in the processor's cache when they are sent.
+const (
+	lendAtOnce = 4096
+	lendAhead  = 4 * lendAtOnce
+)
+
+// begin starts a group, of which n tasks are known. What is lent from here on
+// belongs to it, until finish.
+func (q *queue) begin(n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.begun = time.Now()
+	q.unlent = n
 	q.counts = Counts{}
 	q.open = 1
 }
@@ -199,7 +211,31 @@ func (q *queue) lend(results []Result, indices []int) *session {
 	for _, i := range indices {
 		q.waiting.push(&results[i])
 	}
+	q.unlent -= len(indices)
 	return q.lent(len(indices))
+}
+
+// awaitLow waits until few tasks wait, so that more should be lent.
+func (q *queue) awaitLow() {
+	for !q.isLow() {
+		<-q.low
+	}
+}
+
+func (q *queue) isLow() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.waiting.len() < lendAhead
+}
+
+// tellLow wakes awaitLow if it has waited long enough. q.mu is held.
+func (q *queue) tellLow() {
+	if q.waiting.len() < lendAhead {
+		select {
+		case q.low <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // lendOne puts a task of the group in the queue that no plan had foreseen, and
@@ -308,7 +344,7 @@ func (q *queue) limit(s *session) int {
 	case s.suspects > 0 || q.run.config.atMostOnce:
 		return s.slots
 	}
-	left := int64(q.waits() + q.inFlight)
+	left := int64(q.waits() + q.unlent + q.inFlight)
 	all := int64(max(q.slots, 1))
 	share := (left*int64(s.slots) + all - 1) / all
 	return int(min(int64(s.window), max(int64(s.slots), share)))
@@ -384,6 +420,7 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		q.inFlight++
 		q.run.events.taskSent(q.run.id, r, s.addr)
 	}
+	q.tellLow()
 	return dst
 }
 
@@ -503,6 +540,7 @@ func (q *queue) settleWaiting() {
 		rest = append(rest, d.result)
 	}
 	q.again, q.waiting, q.delayed = nil, fifo[*Result]{}, nil
+	q.tellLow()
 	slices.SortFunc(rest, func(a, b *Result) int { return cmp.Compare(a.Index, b.Index) })
 	for _, r := range rest {
 		switch {

@@ -160,7 +160,7 @@ func (r *run) runSeq(ctx context.Context, seq iter.Seq[Task]) error {
 		} else {
 			if !q.lending {
 				r.events.groupStarted(GroupStartedInfo{Run: r.id, Category: q.category})
-				q.begin()
+				q.begin(0)
 				q.lending = true
 				open = append(open, q)
 			}
@@ -189,7 +189,7 @@ func (r *run) runTask(number int, q *queue, res *Result) (failed *Result) {
 		tasks = []Task{res.Task}
 	}
 	r.events.groupStarted(GroupStartedInfo{Run: r.id, Stage: number, Category: q.category, Tasks: tasks})
-	q.begin()
+	q.begin(0)
 	if taker := q.lendOne(res); taker != nil {
 		taker.wire.flush() // there is nothing else to do before the task is settled
 	}

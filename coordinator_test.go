@@ -965,7 +965,7 @@ func TestAReportThatNobodyWaitsForEndsTheSession(t *testing.T) {
 		{"never sent", []string{"DONE 99 0"}, "task", "DONE for task 99", 1},
 		{"twice", []string{"DONE 0 0 first", "DONE 0 0 second"}, "task", "DONE for task 0", 0},
 		{"twice, in a different way", []string{"FAIL 1 error 0", "DONE 1 0 second"}, "task", "DONE for task 1", 1},
-		{"returned and done", []string{"RETURN 0"}, "state", "RETURN of task 0", 0},
+		{"returned unasked", []string{"RETURN 0"}, "state", "may not send RETURN", 1},
 		{"an unknown verb", []string{"FINISHED 0"}, "syntax", "unknown verb", 1},
 		{"an unknown kind", []string{"FAIL 0 tired 0 zzz"}, "syntax", "unknown kind", 1},
 		{"a number that overflows", []string{"DONE 99999999999999999999 0"}, "syntax", "number", 1},

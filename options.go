@@ -98,6 +98,8 @@ type workerConfig struct {
 	slots      int
 	categories []string
 	name       string
+
+	remoteShutdown RemoteShutdown
 }
 
 func defaultWorkerConfig() workerConfig {
@@ -325,8 +327,9 @@ func WithWindow(n int) CoordinatorOption {
 //
 // Workers are told after a stage with failures too, and not after Run's ctx
 // has ended. A worker is known by the instance it names in its greeting, so
-// one that serves several categories is told once. A goodbye that is refused
-// or does not come is part of Run's error, though every task may be Done.
+// one that serves several categories is told once. A goodbye that is refused,
+// see WithRemoteShutdown, or does not come is part of Run's error, though every
+// task may be Done.
 func WithWorkerShutdown() CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) { c.shutdown = true })
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,6 +23,8 @@ type session struct {
 	wire  *wire
 	gone  chan struct{} // closed when the session is over, and everything it knew is told
 
+	mayGive atomic.Bool // the worker has reason to send RETURN; set with queue.mu held
+
 	// From WELCOME; set before the session joins its queue.
 	name      string // the worker's, or its address if it gave none
 	instance  string
@@ -34,7 +37,6 @@ type session struct {
 	held     table[flight]
 	cost     int     // of held
 	live     bool    // it takes tasks
-	mayGive  bool    // the worker has reason to send RETURN
 	suspects int     // of held, those that were on a session that was lost
 	alone    *Result // held, and nothing may be held beside it; nil if there is no such task
 	heardOf  bool    // it has reported that a task was executed
@@ -105,10 +107,10 @@ func (s *session) greet() error {
 		return errors.New("it closed the connection instead of greeting")
 	case err != nil:
 		return s.whyLost(err)
+	case rules[workerRole][sessionNew][m.verb] != taken:
+		return misplaced(workerRole, sessionNew, m.verb)
 	case m.verb == verbError:
 		return &ProtocolError{Code: m.word, Text: m.text, Remote: true}
-	case m.verb != verbWelcome:
-		return faultf(codeProtocol, "a coordinator of %s expects WELCOME first, not %s", protocolVersion, m.verb)
 	}
 	w, err := parseWelcome(m)
 	if err != nil {
@@ -255,6 +257,9 @@ func (s *session) read() error {
 	var batch []message
 	for {
 		m, err := s.wire.read()
+		if err == nil {
+			err = s.judge(m.verb)
+		}
 		if err != nil {
 			if fault := s.report(batch); fault != nil {
 				return fault
@@ -289,10 +294,21 @@ func (s *session) read() error {
 			return nil
 		case verbError:
 			return &ProtocolError{Code: m.word, Text: m.text, Remote: true}
-		default:
-			return faultf(codeState, "a worker may not send %s here", m.verb)
 		}
 	}
+}
+
+// judge says what is wrong with a message of that verb. What comes once the
+// session is finished is not read.
+func (s *session) judge(v verb) error {
+	state := sessionReady
+	if s.mayGive.Load() {
+		state = sessionReturns
+	}
+	if rules[workerRole][state][v] != taken {
+		return misplaced(workerRole, state, v)
+	}
+	return nil
 }
 
 // report settles the tasks that a worker reported together.
@@ -332,12 +348,6 @@ func (s *session) report(batch []message) error {
 		case verbReturn:
 			back = append(back, r)
 			q.troubles.Returns++
-			if !s.mayGive {
-				err = faultf(codeState, "RETURN of task %d, though nothing was recalled, drained or canceled", m.task)
-			}
-		}
-		if err != nil {
-			break
 		}
 	}
 	if err != nil {
@@ -371,7 +381,7 @@ func (s *session) drained() {
 	q := s.queue
 	q.mu.Lock()
 	defer q.unlock()
-	s.mayGive = true
+	s.mayGive.Store(true)
 	q.retire(s)
 }
 
@@ -393,7 +403,7 @@ func (s *session) halt(how halt, why error) {
 		return
 	}
 	if how == haltCancel {
-		s.mayGive = true
+		s.mayGive.Store(true)
 		// It goes even to a peer that leaves PONGs unread.
 		s.wire.sendFirst(appendMessage(nil, message{verb: verbCancel, text: cutText(why.Error())}))
 		return
@@ -403,7 +413,7 @@ func (s *session) halt(how halt, why error) {
 
 // recall asks for everything back that has not started. queue.mu is held.
 func (s *session) recall() {
-	s.mayGive = true
+	s.mayGive.Store(true)
 	for _, f := range s.flights() {
 		s.out = appendMessage(s.out, message{verb: verbRecall, task: f.result.Index})
 	}

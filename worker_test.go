@@ -2352,6 +2352,8 @@ func TestMisuseOfNewWorkerPanics(t *testing.T) {
 		{"taskexec: NewWorker: nil HandlerFunc", func() { NewWorker(nilFunc) }},
 		{"taskexec: WithSlots: 0 is below 1", func() { NewWorker(parrot, WithSlots(0)) }},
 		{"taskexec: WithSlots: -1 is below 1", func() { NewWorker(parrot, WithSlots(-1)) }},
+		{"taskexec: WithRemoteShutdown: unknown policy RemoteShutdown(3)", func() { NewWorker(parrot, WithRemoteShutdown(3)) }},
+		{"taskexec: WithRemoteShutdown: unknown policy RemoteShutdown(-1)", func() { NewWorker(parrot, WithRemoteShutdown(-1)) }},
 		{"taskexec: WithHandshakeTimeout: 0s is not positive", func() { NewWorker(parrot, WithHandshakeTimeout(0)) }},
 	} {
 		func() {

@@ -111,8 +111,9 @@ type workerSession struct {
 	slots  sync.WaitGroup
 	over   chan struct{} // closed when the connection is over
 	pulse  sync.WaitGroup
-	batch  []*job // the reader's: RUNs read and not yet accepted
-	fresh  []job  // the reader's: see newJob
+	batch  []*job       // the reader's: RUNs read and not yet accepted
+	fresh  []job        // the reader's: see newJob
+	seen   sessionState // the reader's: the latest it knows of
 
 	mu       sync.Mutex // guards following
 	room     sync.Cond  // waited on by reports that do not fit
@@ -128,16 +129,6 @@ type workerSession struct {
 	waiting jobs
 	inTurn  bool // it stands in Worker.turns
 }
-
-// sessionState only grows.
-type sessionState uint8
-
-const (
-	sessionNew      sessionState = iota // no HELLO yet
-	sessionReady                        // takes tasks
-	sessionReturns                      // drained or canceled: a RUN gets RETURN
-	sessionFinished                     // GOODBYE is said, it drained before HELLO, or the connection is over: nothing is reported any more
-)
 
 // reportBytes is how much of reports a session buffers, and one line more. A
 // finished handler whose report does not fit waits, and keeps its slot.
@@ -265,10 +256,10 @@ func (s *workerSession) greet() error {
 		return faultf(codeProtocol, "this is a worker of %s, which expects HELLO first: %s", protocolVersion, fault.Text)
 	case err != nil:
 		return err
+	case rules[coordinatorRole][sessionNew][m.verb] != taken:
+		return misplaced(coordinatorRole, sessionNew, m.verb)
 	case m.verb == verbError:
 		return &ProtocolError{Code: m.word, Text: m.text, Remote: true}
-	case m.verb != verbHello:
-		return faultf(codeProtocol, "this is a worker of %s, which expects HELLO first, not %s", protocolVersion, m.verb)
 	}
 	h, err := parseHello(m)
 	if err != nil {
@@ -283,6 +274,7 @@ func (s *workerSession) greet() error {
 	}
 	h.MaxLine = min(h.MaxLine, defaultMaxLine) // so that what is buffered is bounded, whatever the coordinator can read
 	s.hello = h
+	s.seen = sessionReady
 	s.wire.in.limit = defaultMaxLine
 	s.wire.setReadDeadline(time.Time{})
 	s.mu.Lock()
@@ -377,18 +369,24 @@ func isTimeout(err error) bool {
 
 // handle acts on one message. Its error ends the session.
 func (s *workerSession) handle(m message) error {
-	if m.verb == verbRun {
+	if m.verb != verbRun {
+		if err := s.acceptBatch(); err != nil {
+			return err
+		}
+		s.seen = s.currentState()
+	}
+	switch rules[coordinatorRole][s.seen][m.verb] {
+	case refused:
+		return misplaced(coordinatorRole, s.seen, m.verb)
+	case ignored:
+		return nil
+	}
+	if m.verb == verbRun { // of a state that has changed meanwhile, admit will know
 		j := s.newJob()
 		*j = job{session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
 		j.cost = int32(taskCost(len(m.text))) // without the verb and numbers: never more than the coordinator counts
 		s.batch = append(s.batch, j)
 		return nil
-	}
-	if err := s.acceptBatch(); err != nil {
-		return err
-	}
-	if s.isFinished() {
-		return nil // GOODBYE is said, and nothing more is answered
 	}
 	switch m.verb {
 	case verbRecall:
@@ -402,11 +400,12 @@ func (s *workerSession) handle(m message) error {
 	case verbPong:
 		s.echoed(m.task)
 	case verbShutdown:
+		if !s.worker.config.remoteShutdown.lets(s.wire.conn) {
+			return faultf(codeRefused, "this worker does not shut down for you; it is for its own program, or for WithRemoteShutdown, to allow it")
+		}
 		s.worker.drain()
 	case verbError:
 		return &ProtocolError{Code: m.word, Text: m.text, Remote: true}
-	default:
-		return faultf(codeState, "a coordinator may not send %s here", m.verb)
 	}
 	return nil
 }
@@ -423,10 +422,10 @@ func (s *workerSession) newJob() *job {
 	return j
 }
 
-func (s *workerSession) isFinished() bool {
+func (s *workerSession) currentState() sessionState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state == sessionFinished
+	return s.state
 }
 
 // acceptBatch takes the RUNs that were read together.

@@ -2287,7 +2287,7 @@ func TestTaskInfoNamesTheAttempt(t *testing.T) {
 		p.expectReports("DONE 42 ")
 		p.send("RUN 42 3 5000 x")
 		p.expectReports("DONE 42 ")
-		if d := cmp.Diff([]TaskInfo{{"r1", 42, 1}, {"r1", 42, 3}}, []TaskInfo{<-infos, <-infos}); d != "" {
+		if d := cmp.Diff([]TaskInfo{{Run: "r1", Task: 42, Attempt: 1}, {Run: "r1", Task: 42, Attempt: 3}}, []TaskInfo{<-infos, <-infos}); d != "" {
 			t.Errorf("(-want +got):\n%s", d)
 		}
 	})

@@ -47,8 +47,10 @@ func (o option) applyWorker(c *workerConfig)           { o(&c.commonConfig) }
 
 type commonConfig struct {
 	handshakeTimeout time.Duration
-	insecure         bool            // plaintext may leave this machine
-	tls              *tls.Config     // nil without TLS
+	insecure         bool                                                                     // plaintext may leave this machine
+	tls              *tls.Config                                                              // nil without TLS
+	tlsClient        func(c *coordinatorConfig, conn net.Conn, addr, category string) tlsConn // nil likewise
+	tlsServer        func(c *workerConfig, conn net.Conn) tlsConn
 	peers            map[string]Peer // by name; nil if there is no list
 	err              error           // bad data, reported by the function that says so
 }

@@ -68,6 +68,9 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 	conn, err = r.config.secure(dialCtx, conn, l.addr, q.category)
 	if err != nil {
 		conn.Close()
+		if ctx.Err() == nil && dialCtx.Err() != nil {
+			err = fmt.Errorf("no TLS handshake within %v: %w", timeout, err)
+		}
 		return nil, s.fail(err)
 	}
 	s.wire = newWire(conn)

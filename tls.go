@@ -43,8 +43,28 @@ func WithTLS(config *tls.Config) Option {
 		panic("taskexec: WithTLS: nil config")
 	}
 	config = config.Clone()
-	return option(func(c *commonConfig) { c.tls = config })
+	return option(func(c *commonConfig) {
+		c.tls = config
+		c.tlsClient, c.tlsServer = (*coordinatorConfig).tlsClientConn, (*workerConfig).tlsServerConn
+	})
 }
+
+// A tlsConn is a connection with TLS: a *tls.Conn, or what wraps one. Only
+// WithTLS names what makes them, so that the linker can leave crypto/tls out of
+// programs that do not call it.
+type tlsConn interface {
+	net.Conn
+	HandshakeContext(ctx context.Context) error
+	ConnectionState() tls.ConnectionState
+	CloseWrite() error
+	NetConn() net.Conn
+}
+
+func (c *coordinatorConfig) tlsClientConn(conn net.Conn, addr, category string) tlsConn {
+	return tls.Client(conn, c.clientTLS(addr, category))
+}
+
+func (c *workerConfig) tlsServerConn(conn net.Conn) tlsConn { return tls.Server(conn, c.tls) }
 
 // checkSecurity finds fault with the options that say who may talk to whom.
 func (c *commonConfig) checkSecurity() {
@@ -78,7 +98,7 @@ func (c *coordinatorConfig) checkSecurity() {
 			c.addError("%s", unprefixed(err))
 		}
 	}
-	if c.peers != nil && c.tls == nil && c.dial == nil {
+	if c.peers != nil && c.tls == nil && c.dial == nil && !c.insecure {
 		c.err = errors.Join(c.err, errPeersUnseen)
 		return
 	}
@@ -227,40 +247,47 @@ func serverName(addr string) string {
 // error is a *handshakeError if there is TLS. ctx bounds the handshake; the
 // caller closes conn after an error.
 func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, category string) (net.Conn, error) {
-	secured, given := conn.(*tls.Conn)
+	secured, given := conn.(tlsConn)
 	if !given {
 		if c.tls == nil {
 			return conn, c.checkPlaintext(conn)
 		}
-		secured = tls.Client(conn, c.clientTLS(addr, category))
+		secured = c.tlsClient(c, conn, addr, category)
 	}
 	if err := secured.HandshakeContext(ctx); err != nil {
 		return conn, newHandshakeError(err)
 	}
-	if given && c.peers != nil {
-		if err := c.checkWorkerName(secured.ConnectionState().VerifiedChains, category); err != nil {
-			return conn, newHandshakeError(err)
+	if given {
+		state := secured.ConnectionState()
+		if !state.HandshakeComplete { // what wraps it does without TLS
+			return conn, c.checkPlaintext(conn)
+		}
+		if c.peers != nil {
+			if err := c.checkWorkerName(state.VerifiedChains, category); err != nil {
+				return conn, newHandshakeError(err)
+			}
 		}
 	}
-	return &tlsConn{Conn: secured}, nil
+	return &promptConn{tlsConn: secured}, nil
 }
 
 // secure makes of a connection that was accepted one that a session may use.
 // The handshake, if there is one, is still to be done.
 func (c *workerConfig) secure(conn net.Conn) (net.Conn, error) {
-	if secured, ok := conn.(*tls.Conn); ok {
-		return &tlsConn{Conn: secured}, nil
+	if secured, ok := conn.(tlsConn); ok {
+		return &promptConn{tlsConn: secured}, nil
 	}
 	if c.tls == nil {
 		return conn, c.checkPlaintext(conn)
 	}
-	return &tlsConn{Conn: tls.Server(conn, c.tls)}, nil
+	return &promptConn{tlsConn: c.tlsServer(c, conn)}, nil
 }
 
 // handshake completes the handshake of a connection that a worker accepted, and
-// takes note of who is there.
+// takes note of who is there. Nothing can be written before it is over.
 func (s *workerSession) handshake(deadline time.Time) error {
-	conn, ok := s.wire.conn.(*tlsConn)
+	defer close(s.secured)
+	conn, ok := s.wire.conn.(*promptConn)
 	if !ok {
 		return nil
 	}
@@ -270,7 +297,7 @@ func (s *workerSession) handshake(deadline time.Time) error {
 	if by := s.wire.mustEnd(); !by.IsZero() {
 		s.wire.conn.SetDeadline(by)
 	}
-	err := conn.Handshake()
+	err := conn.HandshakeContext(context.Background()) // deadlines bound it
 	switch {
 	case err == nil:
 	case isTimeout(err):
@@ -279,9 +306,14 @@ func (s *workerSession) handshake(deadline time.Time) error {
 		s.wire.refuse(conn.NetConn(), err)
 		return newHandshakeError(err)
 	}
-	s.coordinator, err = config.coordinatorName(conn.ConnectionState().VerifiedChains)
+	state := conn.ConnectionState()
+	if !state.HandshakeComplete { // what wraps it does without TLS
+		err = config.checkPlaintext(conn)
+	} else {
+		s.coordinator, err = config.coordinatorName(state.VerifiedChains)
+	}
 	if err != nil { // the listener's own config has let it in
-		return faultf(codeRefused, "%v", err)
+		return faultf(codeRefused, "%s", unprefixed(err))
 	}
 	return nil
 }
@@ -307,28 +339,29 @@ func (c *wire) refuse(raw net.Conn, why error) {
 	io.CopyN(io.Discard, raw, discardBytes)
 }
 
-// A tlsConn is a *tls.Conn whose end does not take longer than a wire's may:
-// crypto/tls itself gives a peer that does not read 5 s for each goodbye.
-type tlsConn struct {
-	*tls.Conn
+// A promptConn is a connection with TLS whose end does not take longer than a
+// wire's may: crypto/tls itself gives a peer that does not read 5 s for each
+// goodbye.
+type promptConn struct {
+	tlsConn
 	mu sync.Mutex // guards following
 	by time.Time  // when all must be over; zero before SetDeadline
 }
 
 // SetDeadline is called by a wire that ends. One that does not sets its
 // deadlines apart.
-func (c *tlsConn) SetDeadline(t time.Time) error {
+func (c *promptConn) SetDeadline(t time.Time) error {
 	c.mu.Lock()
 	c.by = t
 	c.mu.Unlock()
-	return c.Conn.SetDeadline(t)
+	return c.tlsConn.SetDeadline(t)
 }
 
-func (c *tlsConn) Close() error      { return c.soon(c.Conn.Close) }
-func (c *tlsConn) CloseWrite() error { return c.soon(c.Conn.CloseWrite) }
+func (c *promptConn) Close() error      { return c.soon(c.tlsConn.Close) }
+func (c *promptConn) CloseWrite() error { return c.soon(c.tlsConn.CloseWrite) }
 
 // soon calls end, which says goodbye, and cuts it off in time.
-func (c *tlsConn) soon(end func() error) error {
+func (c *promptConn) soon(end func() error) error {
 	c.mu.Lock()
 	by := c.by
 	c.mu.Unlock()

@@ -1,7 +1,6 @@
 package taskexec
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -68,7 +67,7 @@ func (c *workerConfig) checkListener(ln net.Listener) error {
 
 // checkAccepted refuses ln, by the first connection that it gave.
 func (c *workerConfig) checkAccepted(ln net.Listener, conn net.Conn) error {
-	if _, ok := conn.(*tls.Conn); ok || c.tls != nil {
+	if _, ok := conn.(tlsConn); ok || c.tls != nil {
 		return nil
 	}
 	return c.checkBound(ln)

@@ -124,6 +124,7 @@ type workerSession struct {
 	ctx         context.Context // the handlers'; ends with the session
 	cancel      context.CancelCauseFunc
 	slots       sync.WaitGroup
+	secured     chan struct{} // closed when the TLS handshake is over, or there is none
 	over        chan struct{} // closed when the connection is over
 	pulse       sync.WaitGroup
 	batch       []*job // the reader's: RUNs read and not yet accepted
@@ -168,7 +169,7 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 		conn.Close()
 		return err
 	}
-	s := &workerSession{worker: w, wire: newWire(conn), inFlight: make(map[int]*job), pings: make(map[int]time.Time), over: make(chan struct{})}
+	s := &workerSession{worker: w, wire: newWire(conn), inFlight: make(map[int]*job), pings: make(map[int]time.Time), secured: make(chan struct{}), over: make(chan struct{})}
 	s.room.L = &s.mu
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	if !w.addSession(s) {
@@ -180,7 +181,10 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 
 	var writer sync.WaitGroup
 	var writeErr error
-	writer.Go(func() { writeErr = s.wire.writeLoop(s.fill) })
+	writer.Go(func() {
+		<-s.secured
+		writeErr = s.wire.writeLoop(s.fill)
+	})
 	stop := context.AfterFunc(ctx, func() {
 		s.wire.endWithError(faultf(codeClosing, "the worker is closing"))
 	})

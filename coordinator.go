@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -45,8 +46,12 @@ func NewCoordinator(opts ...CoordinatorOption) (*Coordinator, error) {
 	if len(config.sequence) > 0 && config.order != ByCategory {
 		config.addError("WithSequence orders categories, and the order %s has none; leave one of the two out", config.order)
 	}
+	config.checkSecurity()
 	if config.err != nil {
 		return nil, config.err
+	}
+	if config.dial == nil {
+		config.dial = new(net.Dialer).DialContext
 	}
 	return &Coordinator{config: config, runs: make(map[*run]struct{}), idle: make(chan struct{})}, nil
 }

@@ -68,6 +68,14 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 		}
 		return nil, s.fail(err)
 	}
+	conn, err = r.config.secure(dialCtx, conn, l.addr, q.category)
+	if err != nil {
+		conn.Close()
+		if ctx.Err() == nil && dialCtx.Err() != nil {
+			err = fmt.Errorf("no TLS handshake within %v: %w", timeout, err)
+		}
+		return nil, s.fail(err)
+	}
 	s.wire = newWire(conn, s)
 	s.out, err = appendGreeting(nil, verbHello, hello{Run: r.id, Category: q.category, MaxLine: defaultMaxLine,
 		TimeoutMS: ceilDiv(r.config.silence, time.Millisecond, maxMillis)})
@@ -98,7 +106,10 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 func (s *session) greet() error {
 	m, err := s.wire.read()
 	var fault *ProtocolError
+	alert := alertOf(err)
 	switch {
+	case alert != nil:
+		return alert
 	case isTimeout(err):
 		return faultf(codeTimeout, "no WELCOME within %v", s.run.config.handshakeTimeout)
 	case errors.As(err, &fault) && fault.Code == codeSyntax:

@@ -45,6 +45,11 @@ type TaskInfo struct {
 	Run     string // the run's id, unique among all runs of all coordinators
 	Task    int    // the task's index in the run
 	Attempt int    // from 1, greater with each sending of the task
+
+	// Coordinator is who sent the task, by a URI or DNS name of its verified
+	// certificate: the name that WithPeers lists or, without a list, the first;
+	// "" without TLS.
+	Coordinator string
 }
 
 // Key is the same for all attempts at a task and different for all other
@@ -129,7 +134,7 @@ func NewWorker(handler Handler, opts ...WorkerOption) *Worker {
 	for _, o := range opts {
 		o.applyWorker(&config)
 	}
-	return &Worker{
+	w := &Worker{
 		handler:   handler,
 		config:    config,
 		instance:  rand.Text(),
@@ -139,6 +144,8 @@ func NewWorker(handler Handler, opts ...WorkerOption) *Worker {
 		stuck:     make(map[string]*job),
 		drained:   make(chan struct{}),
 	}
+	w.config.checkSecurity()
+	return w
 }
 
 // Name returns the worker's name: that of WithName, or the default.
@@ -180,8 +187,13 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) error {
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
-	for {
+	for first := true; ; first = false {
 		conn, err := ln.Accept()
+		if err == nil && first {
+			if err = w.config.checkAccepted(ln, conn); err != nil {
+				conn.Close()
+			}
+		}
 		if err != nil {
 			if w.isDraining() {
 				sessions.Wait()
@@ -222,6 +234,11 @@ func (w *Worker) enter(ln *net.Listener) error {
 	}
 	if _, err := w.welcomeLine(); err != nil {
 		return fmt.Errorf("taskexec: worker %s: it has too many categories to name: %w", quoteUnlessPlain(w.config.name), err)
+	}
+	if ln != nil {
+		if err := w.config.checkListener(*ln); err != nil {
+			return err
+		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -36,7 +36,7 @@ type job struct {
 func (j *job) key() string { return j.info().Key() }
 
 func (j *job) info() TaskInfo {
-	return TaskInfo{Run: j.session.hello.Run, Task: j.number, Attempt: j.attempt}
+	return TaskInfo{Run: j.session.hello.Run, Task: j.number, Attempt: j.attempt, Coordinator: j.session.coordinator}
 }
 
 // The context is the session's.
@@ -103,17 +103,19 @@ func (q *jobs) takeAll() []*job {
 // the slots that execute its jobs. The reader never waits for anything but
 // input.
 type workerSession struct {
-	worker *Worker
-	wire   *wire
-	hello  hello           // set before any job exists
-	ctx    context.Context // the handlers'; ends with the session
-	cancel context.CancelCauseFunc
-	slots  sync.WaitGroup
-	over   chan struct{} // closed when the connection is over
-	pulse  sync.WaitGroup
-	batch  []*job       // the reader's: RUNs read and not yet accepted
-	fresh  []job        // the reader's: see newJob
-	seen   sessionState // the reader's: the latest it knows of
+	worker      *Worker
+	wire        *wire
+	coordinator string          // its name, from a verified certificate; set before any job exists
+	hello       hello           // likewise
+	ctx         context.Context // the handlers'; ends with the session
+	cancel      context.CancelCauseFunc
+	slots       sync.WaitGroup
+	secured     chan struct{} // closed when the TLS handshake is over, or there is none
+	over        chan struct{} // closed when the connection is over
+	pulse       sync.WaitGroup
+	batch       []*job       // the reader's: RUNs read and not yet accepted
+	fresh       []job        // the reader's: see newJob
+	seen        sessionState // the reader's: the latest it knows of
 
 	mu       sync.Mutex // guards following
 	room     sync.Cond  // waited on by reports that do not fit
@@ -140,7 +142,12 @@ const answerBytes = 1 << 20
 
 // serveConn is a whole session.
 func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
-	s := &workerSession{worker: w, pings: make(map[int]time.Time), over: make(chan struct{})}
+	conn, err := w.config.secure(conn)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	s := &workerSession{worker: w, pings: make(map[int]time.Time), secured: make(chan struct{}), over: make(chan struct{})}
 	s.wire = newWire(conn, s)
 	s.room.L = &s.mu
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
@@ -153,7 +160,10 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 
 	var writer sync.WaitGroup
 	var writeErr error
-	writer.Go(func() { writeErr = s.wire.writeLoop() })
+	writer.Go(func() {
+		<-s.secured
+		writeErr = s.wire.writeLoop()
+	})
 	stop := context.AfterFunc(ctx, func() {
 		s.wire.endWithError(faultf(codeClosing, "the worker is closing"))
 	})
@@ -246,7 +256,11 @@ func (s *workerSession) lastWords(readErr error, finished bool) {
 // greet reads HELLO and answers WELCOME.
 func (s *workerSession) greet() error {
 	w := s.worker
-	s.wire.setReadDeadline(time.Now().Add(w.config.handshakeTimeout))
+	deadline := time.Now().Add(w.config.handshakeTimeout)
+	if err := s.handshake(deadline); err != nil {
+		return err
+	}
+	s.wire.setReadDeadline(deadline)
 	m, err := s.wire.read()
 	var fault *ProtocolError
 	switch {

@@ -325,7 +325,7 @@ func TestShutdownIsTakenFromThoseWhoMay(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			g := newGate()
-			wt := startWorker(t, g, c.opts...)
+			wt := startWorker(t, g, append(c.opts, WithInsecure())...) // plaintext from elsewhere is taken for the sake of this
 			bystander := wt.session()
 			bystander.send("RUN 1 1 0 x")
 			g.expectStarted(t, "x")

@@ -54,7 +54,12 @@ func (w *Worker) enterStranger(s *workerSession) bool {
 	e.strangers = append(e.strangers, s)
 	w.mu.Unlock()
 	if oldest != nil {
-		oldest.accepted.Close() // without a word, which could take a second
+		// Without last words, or TLS's own, all of which take time.
+		raw := oldest.accepted
+		if secured, ok := raw.(interface{ NetConn() net.Conn }); ok {
+			raw = secured.NetConn()
+		}
+		raw.Close()
 	}
 	return true
 }
@@ -117,10 +122,10 @@ var acceptBackoff = backoff{first: 5 * time.Millisecond, factor: 2, most: time.S
 const acceptFailures = 10
 
 // acceptsAgain waits until a listener that has failed n times in a row should
-// be asked again. It reports false if that makes no sense, at once or after the
-// wait. One that is closed stays closed. The system may have any number of
-// reasons that pass, of which to run out of file descriptors is the first;
-// nobody knows a list of them all. What other listeners mean they alone know.
+// be asked again. It reports false if that makes no sense: one that is closed
+// stays closed. The system may have any number of reasons that pass, of which
+// to run out of file descriptors is the first; nobody knows a list of them all.
+// What other listeners mean they alone know.
 func (w *Worker) acceptsAgain(ctx context.Context, err error, n int) bool {
 	if errors.Is(err, net.ErrClosed) {
 		return false

@@ -248,6 +248,31 @@ func TestAListenerWithTroublesOfItsOwnIsAskedTenTimes(t *testing.T) {
 	}
 }
 
+// A listener whose first connection is looked at, because its type says nothing,
+// has not been looked at when it has failed.
+func TestAListenerThatFailsFirstIsStillChecked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ln := &moodyListener{memListener: new(memNetwork).listen("w:1"), errs: make(chan error, 1)}
+		ln.errs <- errNoFiles
+		worker := NewWorker(parrot)
+		served := make(chan error, 1)
+		go func() { served <- worker.Serve(t.Context(), publicListener{ln}) }()
+		conn, err := ln.network.dial(t.Context(), "mem", "w:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := <-served; !errors.Is(err, ErrInsecureTransport) {
+			t.Errorf("Serve returned %v", err)
+		}
+	})
+}
+
+// publicListener says that it can be reached from other machines.
+type publicListener struct{ net.Listener }
+
+func (publicListener) Addr() net.Addr { return elsewhere{}.LocalAddr() }
+
 // A failing listener holds up neither the end of the worker's work nor its drain.
 func TestServeEndsThoughItsListenerFails(t *testing.T) {
 	cause := errors.New("power cut")

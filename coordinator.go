@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -45,8 +46,12 @@ func NewCoordinator(opts ...CoordinatorOption) (*Coordinator, error) {
 	if len(config.sequence) > 0 && config.order != ByCategory {
 		config.addError("WithSequence orders categories, and the order %s has none; leave one of the two out", config.order)
 	}
+	config.checkSecurity()
 	if config.err != nil {
 		return nil, config.err
+	}
+	if config.dial == nil {
+		config.dial = new(net.Dialer).DialContext
 	}
 	return &Coordinator{config: config, runs: make(map[*run]struct{}), idle: make(chan struct{})}, nil
 }
@@ -78,7 +83,7 @@ func NewCoordinator(opts ...CoordinatorOption) (*Coordinator, error) {
 // greets as something else or does not serve the category it is listed for.
 func (c *Coordinator) Run(ctx context.Context, tasks []Task) (*Report, error) {
 	r := newRun(&c.config)
-	r.plan(tasks)
+	r.tasks = tasks
 	err := c.begin(r)
 	if err == nil {
 		err = r.execute(ctx, r.runPlan)
@@ -150,7 +155,8 @@ type run struct {
 	config   *coordinatorConfig
 	id       string
 	started  time.Time
-	results  []Result        // of the planned tasks
+	tasks    []Task          // all of them, if they are planned; the caller's
+	results  []Result        // of tasks; each is filled in when it is lent to a queue, or never will be
 	needed   map[string]bool // categories that stages to come need
 	rest     error           // why the tasks of stages that did not start are Skipped
 	delivery *delivery       // to the consumer of a Stream; nil for Run
@@ -180,15 +186,6 @@ func newRun(config *coordinatorConfig) *run {
 		started: time.Now(),
 		queues:  make(map[string]*queue),
 		needed:  make(map[string]bool),
-	}
-}
-
-// plan sets the tasks of a run whose tasks are all known. It fills in what is
-// known of each before anything happens.
-func (r *run) plan(tasks []Task) {
-	r.results = make([]Result, len(tasks))
-	for i, t := range tasks {
-		r.results[i] = newResult(i, t)
 	}
 }
 
@@ -228,33 +225,31 @@ func (r *run) execute(ctx context.Context, body func(context.Context) error) err
 
 // runPlan goes through the stages of the planned tasks.
 func (r *run) runPlan(ctx context.Context) error {
-	tasks := make([]Task, len(r.results))
-	for i := range r.results {
-		tasks[i] = r.results[i].Task
-	}
-	plan, err := newPlan(tasks, r.config.order, r.config.sequence)
+	r.results = make([]Result, len(r.tasks))
+	plan, err := newPlan(r.tasks, r.config.order, r.config.sequence)
 	if err != nil {
 		if refused := (*TaskError)(nil); errors.As(err, &refused) {
-			r.results[refused.Index].Outcome = refused.Outcome
-			r.results[refused.Index].Err = refused
+			res := &r.results[refused.Index]
+			*res = newResult(refused.Index, refused.Task)
+			res.Outcome, res.Err = refused.Outcome, refused
 		}
 		return err
 	}
 	r.order = plan.indices
-	categories := plan.categories()
-	planned := make(map[string]int)
-	for i := range r.results {
-		res := &r.results[i]
-		if planned[res.Task.Category]++; planned[res.Task.Category] > 1 {
-			continue
-		}
-		if err := r.checkWorkers(res.Task.Category, res); err != nil {
-			return err
+	categories, extents := plan.categories(), plan.arrangement.extents
+	missing := -1 // the first task without a worker
+	for c, category := range categories {
+		if first := extents[c].first; len(r.config.workers[category]) == 0 && (missing < 0 || first < missing) {
+			missing = first
 		}
 	}
-	for _, category := range categories {
+	if missing >= 0 {
+		res := newResult(missing, r.tasks[missing])
+		return r.checkWorkers(res.Task.Category, &res)
+	}
+	for c, category := range categories {
 		r.needed[category] = true
-		r.addQueue(category, planned[category])
+		r.addQueue(category, extents[c].tasks)
 	}
 	if err := r.open(categories); err != nil {
 		return err
@@ -298,7 +293,7 @@ func (r *run) goesOn(failed *Result) bool {
 // addQueue makes the queue of a category, of which planned tasks are known. It
 // has no sessions yet, and may be seen by Snapshot from here on.
 func (r *run) addQueue(category string, planned int) {
-	q := &queue{run: r, category: category, planned: planned, settled: make(chan struct{}, 1)}
+	q := &queue{run: r, category: category, planned: planned, settled: make(chan struct{}, 1), low: make(chan struct{}, 1)}
 	for _, addr := range r.config.workers[category] {
 		q.links = append(q.links, &link{queue: q, addr: addr})
 	}
@@ -399,26 +394,42 @@ func (r *run) runGroup(number int, g stageGroup) *Result {
 	var tasks []Task
 	if r.events != nil {
 		for _, i := range g.indices {
-			tasks = append(tasks, r.results[i].Task)
+			task := r.tasks[i]
+			task.Category = g.category
+			tasks = append(tasks, task)
 		}
 	}
 	r.events.groupStarted(GroupStartedInfo{Run: r.id, Stage: number, Category: g.category, Tasks: tasks})
 	q := r.queues[g.category]
-	q.begin()
+	q.begin(len(g.indices))
 	for rest := g.indices; len(rest) > 0; {
 		// A Stream lends no more than its consumer has room for.
-		n := r.delivery.acquire(len(rest))
-		for _, i := range rest[:n] {
-			r.delivery.expect(&r.results[i])
-		}
-		if n == 0 { // the consumer has left, and the run is halted
+		n := r.delivery.acquire(min(len(rest), lendAtOnce))
+		taken := n > 0
+		if !taken { // the consumer has left, and the run is halted
 			n = len(rest)
 		}
-		q.lend(r.results, rest[:n])
+		for _, i := range rest[:n] {
+			res := &r.results[i]
+			res.Index, res.Task = i, r.tasks[i]
+			res.Task.Category = g.category
+			if taken {
+				r.delivery.expect(res)
+			}
+		}
+		taker := q.lend(r.results, rest[:n])
 		if r.delivery != nil {
 			r.lent += n
 		}
 		rest = rest[n:]
+		if taker != nil && len(g.indices) == 1 {
+			taker.wire.flush() // the group's goroutine has nothing else to do
+		} else if taker != nil {
+			taker.wire.wakeWriter()
+		}
+		if len(rest) > 0 {
+			q.awaitLow()
+		}
 	}
 	counts, elapsed := q.finish()
 	r.events.groupDone(GroupDoneInfo{Run: r.id, Stage: number, Category: g.category, Tasks: tasks, Counts: counts, Elapsed: elapsed})
@@ -638,8 +649,12 @@ func (r *run) settleRest(err error) {
 		r.rest = cmp.Or(err, r.stop)
 	}
 	r.mu.Unlock()
+	if r.results == nil {
+		r.results = make([]Result, len(r.tasks))
+	}
 	for i := range r.results {
 		if res := &r.results[i]; res.Outcome == 0 {
+			*res = newResult(i, r.tasks[i])
 			res.Outcome = Skipped
 			res.Err = taskError(res, r.rest)
 			if q := r.queues[res.Task.Category]; q != nil {
@@ -653,11 +668,17 @@ func (r *run) settleRest(err error) {
 
 // report sums the run up.
 func (r *run) report(err error) (*Report, error) {
-	r.settleRest(err)
-	rep := &Report{Run: r.id, Results: r.results, Categories: r.snapshot()}
-	for _, c := range rep.Categories {
-		rep.Troubles.add(c.Troubles)
+	var settled Counts
+	for _, q := range r.allQueues() {
+		settled.sum(q.total)
 	}
+	if settled.Done == len(r.tasks) { // the usual case, and a long list takes time to go through
+		rep := r.sumUp()
+		rep.Counts = settled
+		return rep, r.verdict(settled, err, nil)
+	}
+	r.settleRest(err)
+	rep := r.sumUp()
 	var first, skipped error
 	for i := range r.results {
 		res := &r.results[i]
@@ -669,8 +690,16 @@ func (r *run) report(err error) (*Report, error) {
 			first = res.Err
 		}
 	}
-	rep.Elapsed = time.Since(r.started)
 	return rep, r.verdict(rep.Counts, err, cmp.Or(first, skipped))
+}
+
+// sumUp makes the report, but for its Counts.
+func (r *run) sumUp() *Report {
+	rep := &Report{Run: r.id, Results: r.results, Categories: r.snapshot(), Elapsed: time.Since(r.started)}
+	for _, c := range rep.Categories {
+		rep.Troubles.add(c.Troubles)
+	}
+	return rep
 }
 
 // verdict is what Run and Stream return: why the run could not go on, or else

@@ -1572,7 +1572,7 @@ func TestARunLeavesNoTimerBehind(t *testing.T) {
 		})
 		c := cl.coordinator(WithWorkers("a", "a:1"))
 		r := newRun(&c.config)
-		r.plan(mustParse(t, "a1"))
+		r.tasks = mustParse(t, "a1")
 		if err := r.execute(ctx, r.runPlan); !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}

@@ -113,7 +113,14 @@ func (l *link) redial(ctx context.Context, failures int, strict bool) *session {
 // or the greetings did not get through in time, or whole, which somebody who saw
 // HELLO end inside its line calls a syntax error, or somebody says that he is
 // going or has no slot. One who greets wrong is not what was meant, and will not change.
+//
+// What is wrong with a certificate, or with a connection without one, stays so.
 func mayPass(err error) bool {
+	var handshake *handshakeError
+	if errors.As(err, &handshake) && handshake.stays || refusesCertificate(err) ||
+		errors.Is(err, ErrInsecureTransport) || errors.Is(err, errPeersUnseen) {
+		return false
+	}
 	var said *ProtocolError
 	if !errors.As(err, &said) || said.Code == codeTimeout {
 		return true

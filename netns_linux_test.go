@@ -2,6 +2,7 @@ package taskexec
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -40,7 +41,7 @@ func init() {
 				os.Exit(1)
 			}
 		}
-		serveUntilStdinCloses(serveRecorder)
+		serveUntilStdinCloses(func(ctx context.Context, ln net.Listener) { serveRecorder(ctx, ln, WithInsecure()) })
 	}
 }
 
@@ -143,6 +144,7 @@ func heal(t *testing.T) {
 func newFarFleet(t *testing.T, slots int, env ...string) *fleet {
 	t.Helper()
 	f := newFleet(t, 0, slots)
+	f.options = append(f.options, WithInsecure())
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), partEnv+"=far recorder", addrEnv+"="+net.JoinHostPort(farAddr, farPort))
 	cmd.Env = append(append(cmd.Env, f.env(0)...), env...)

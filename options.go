@@ -2,6 +2,7 @@ package taskexec
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -46,7 +47,12 @@ func (o option) applyWorker(c *workerConfig)           { o(&c.commonConfig) }
 
 type commonConfig struct {
 	handshakeTimeout time.Duration
-	err              error // bad data, reported by the function that says so
+	insecure         bool                                                                     // plaintext may leave this machine
+	tls              *tls.Config                                                              // nil without TLS
+	tlsClient        func(c *coordinatorConfig, conn net.Conn, addr, category string) tlsConn // nil likewise
+	tlsServer        func(c *workerConfig, conn net.Conn) tlsConn
+	peers            map[string]Peer // by name; nil if there is no list
+	err              error           // bad data, reported by the function that says so
 }
 
 // addError keeps bad data for later: options return nothing.
@@ -54,10 +60,12 @@ func (c *commonConfig) addError(format string, args ...any) {
 	c.err = errors.Join(c.err, fmt.Errorf("taskexec: "+format, args...))
 }
 
+type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
+
 type coordinatorConfig struct {
 	commonConfig
 	workers        map[string][]string // addresses by category
-	dial           func(ctx context.Context, network, addr string) (net.Conn, error)
+	dial           dialFunc            // nil for the default, until NewCoordinator fills it in
 	order          Order
 	sequence       []string
 	window         int
@@ -80,7 +88,6 @@ func defaultCoordinatorConfig() coordinatorConfig {
 	return coordinatorConfig{
 		commonConfig:   commonConfig{handshakeTimeout: defaultHandshakeTimeout},
 		workers:        make(map[string][]string),
-		dial:           new(net.Dialer).DialContext,
 		window:         64,
 		streamBuffer:   4096,
 		retry:          Retry{Attempts: 1},

@@ -35,6 +35,11 @@ func TestBadDataInOptionsIsAnErrorThatNamesIt(t *testing.T) {
 		{"a sequence has no meaning by input", []CoordinatorOption{WithSequence("b"), WithOrder(ByInput)}, []string{"WithSequence", "ByInput"}},
 		{"in whatever order they are given", []CoordinatorOption{WithOrder(ByInput), WithSequence("b")}, []string{"WithSequence", "ByInput"}},
 		{"an empty sequence is none", []CoordinatorOption{WithOrder(ByInput), WithSequence()}, nil},
+		{"a literal address elsewhere", []CoordinatorOption{WithWorkers("a", "h:1", "192.0.2.1:1")}, []string{"192.0.2.1:1", "WithTLS", "WithInsecure"}},
+		{"one with a zone", []CoordinatorOption{WithWorkers("a", "[fe80::1%eth0]:1")}, []string{"fe80::1%eth0"}},
+		{"what only dialling can tell: whether an address of every kind leads elsewhere", []CoordinatorOption{WithWorkers("a", ":1", "0.0.0.0:1", "[::]:1", "h:1")}, nil},
+		{"plaintext to elsewhere is wanted", []CoordinatorOption{WithWorkers("a", "192.0.2.1:1"), WithInsecure()}, nil},
+		{"a dialer's addresses mean what it likes", []CoordinatorOption{WithWorkers("a", "192.0.2.1:1"), WithDialer(new(memNetwork).dial)}, nil},
 	} {
 		t.Run(tt.reason, func(t *testing.T) {
 			c, err := NewCoordinator(tt.options...)

@@ -308,7 +308,7 @@ type Group struct {
 // linear time, but for the sorting of the categories.
 func Partition(tasks []Task) []Group {
 	a := arrange(tasks, ByCategory, nil)
-	indices, sizes := a.byCategory()
+	indices := a.byCategory()
 	copies := make([]Task, len(tasks))
 	for to, from := range indices {
 		copies[to] = tasks[from]
@@ -316,8 +316,9 @@ func Partition(tasks []Task) []Group {
 			copies[to].Category = category
 		}
 	}
-	groups := make([]Group, len(sizes))
-	for c, size := range sizes {
+	groups := make([]Group, len(a.categories))
+	for c, extent := range a.extents {
+		size := extent.tasks
 		// The capacity ends with the group, so that appending to one never writes into the next.
 		groups[c] = Group{Category: a.categories[c], Tasks: copies[:size:size]}
 		copies = copies[size:]
@@ -329,23 +330,41 @@ func Partition(tasks []Task) []Group {
 // Partition shows and what a plan dispatches by, so that the two cannot differ.
 type arrangement struct {
 	categories []string // each once; "" if there are tasks without a usable one
-	of         []int    // of[i] is the index in categories of task i's category
+	extents    []extent // of each category
+	of         []int32  // of[i] is the index in categories of task i's category
+}
+
+// An extent says where the tasks of a category are.
+type extent struct {
+	tasks       int // how many there are
+	first, last int // the index of the first and of the last
 }
 
 // arrange finds the category of every task. ByInput has the categories in order of first appearance; every other order
 // has those of sequence first, as far as there are tasks of them, and then the rest, sorted.
 func arrange(tasks []Task, order Order, sequence []string) arrangement {
-	a := arrangement{of: make([]int, len(tasks))}
-	numbers := make(map[string]int)
+	a := arrangement{of: make([]int32, len(tasks))}
+	numbers := make(map[string]int32)
+	var letters [utf8.RuneSelf]int32 // the numbers of categories of one byte, plus 1: most are, and a map takes five times as long
 	for i, task := range tasks {
-		category, _ := categoryOf(task)
-		number, known := numbers[category]
-		if !known {
-			number = len(a.categories)
-			numbers[category] = number
-			a.categories = append(a.categories, category)
+		wanted := wantedCategory(task)
+		letter := len(wanted) == 1 && wanted[0] < utf8.RuneSelf
+		var number int32
+		if letter && letters[wanted[0]] > 0 {
+			number = letters[wanted[0]] - 1
+		} else {
+			number = a.number(numbers, wanted)
+			if letter && a.categories[number] == wanted {
+				letters[wanted[0]] = number + 1
+			}
 		}
 		a.of[i] = number
+		e := &a.extents[number]
+		if e.tasks == 0 {
+			e.first = i
+		}
+		e.tasks++
+		e.last = i
 	}
 	if order == ByInput {
 		return a
@@ -360,41 +379,58 @@ func arrange(tasks []Task, order Order, sequence []string) arrangement {
 		return cmp.Or(cmp.Compare(rank[x], rank[y]), strings.Compare(x, y))
 	})
 
-	renumbered := make([]int, len(a.categories))
+	renumbered := make([]int32, len(a.categories))
+	extents := make([]extent, len(a.categories))
 	for number, category := range a.categories {
-		renumbered[numbers[category]] = number
+		renumbered[numbers[category]] = int32(number)
+		extents[number] = a.extents[numbers[category]]
 	}
+	a.extents = extents
 	for i, number := range a.of {
 		a.of[i] = renumbered[number]
 	}
 	return a
 }
 
-// byCategory gives the index of every task, category by category and in input order within one, and how many there are of each.
-func (a arrangement) byCategory() (indices, sizes []int) {
-	sizes = make([]int, len(a.categories))
-	for _, c := range a.of {
-		sizes[c]++
+// number is the index in categories of the category that a task wants: it can be used if it is known.
+func (a *arrangement) number(numbers map[string]int32, wanted string) int32 {
+	if number, known := numbers[wanted]; known {
+		return number
 	}
-	next := make([]int, len(sizes)) // where the next task of each category goes
-	for c := 1; c < len(sizes); c++ {
-		next[c] = next[c-1] + sizes[c-1]
+	category := wanted
+	if categoryFault(wanted) != "" {
+		category = ""
 	}
-	indices = make([]int, len(a.of))
+	number, known := numbers[category]
+	if !known {
+		number = int32(len(a.categories))
+		numbers[category] = number
+		a.categories = append(a.categories, category)
+		a.extents = append(a.extents, extent{})
+	}
+	return number
+}
+
+// byCategory gives the index of every task, category by category and in input order within one.
+func (a arrangement) byCategory() []int {
+	next := make([]int, len(a.extents)) // where the next task of each category goes
+	for c := 1; c < len(next); c++ {
+		next[c] = next[c-1] + a.extents[c-1].tasks
+	}
+	indices := make([]int, len(a.of))
 	for i, c := range a.of {
 		indices[next[c]] = i
 		next[c]++
 	}
-	return indices, sizes
+	return indices
 }
 
 // A plan is the stages of a run. It names tasks by their index in the list it was made from, and never changes.
 type plan struct {
 	arrangement arrangement
 	indices     []int // every task once, in the order of stages and groups
-	sizes       []int // sizes[c] tasks of category number c make a group
+	single      bool  // each task is a group of its own, rather than all of a category
 	width       int   // how many groups make a stage
-	final       []int // final[c] is the last task of category number c
 }
 
 // A stage is the groups that may run at the same time.
@@ -417,7 +453,7 @@ type stageGroup struct {
 func newPlan(tasks []Task, order Order, sequence []string) (*plan, error) {
 	a := arrange(tasks, order, sequence)
 	if unusable := slices.Index(a.categories, ""); unusable >= 0 {
-		i := slices.Index(a.of, unusable)
+		i := a.extents[unusable].first
 		return nil, &TaskError{Index: i, Task: tasks[i], Outcome: Failed, Err: taskFault(tasks[i])}
 	}
 
@@ -425,22 +461,19 @@ func newPlan(tasks []Task, order Order, sequence []string) (*plan, error) {
 		return nil, &TaskError{Index: i, Task: tasks[i], Outcome: Failed, Err: taskFault(tasks[i])}
 	}
 
-	p := &plan{arrangement: a, width: 1, final: make([]int, len(a.categories))}
-	for i, c := range a.of {
-		p.final[c] = i
-	}
+	p := &plan{arrangement: a, width: 1}
 	switch order {
 	case ByInput:
+		p.single = true
 		p.indices = make([]int, len(tasks))
 		for i := range p.indices {
 			p.indices[i] = i
 		}
-		p.sizes = slices.Repeat([]int{1}, len(a.categories))
 	case Concurrent:
 		p.width = max(1, len(a.categories))
-		p.indices, p.sizes = a.byCategory()
+		p.indices = a.byCategory()
 	default:
-		p.indices, p.sizes = a.byCategory()
+		p.indices = a.byCategory()
 	}
 	return p, nil
 }
@@ -463,13 +496,16 @@ func (p *plan) stages() iter.Seq2[int, stage] {
 			s.groups, s.last = s.groups[:0], s.last[:0]
 			for len(rest) > 0 && len(s.groups) < p.width {
 				c := p.arrangement.of[rest[0]]
-				size := p.sizes[c]
+				size := 1
+				if !p.single {
+					size = p.arrangement.extents[c].tasks
+				}
 				// The capacity ends with the group, so that a queue made of it can put tasks back without writing into the next.
 				group := stageGroup{category: p.arrangement.categories[c], indices: rest[:size:size]}
 				rest = rest[size:]
 				s.groups = append(s.groups, group)
 				// The group with a category's last task is the last group of it.
-				if group.indices[size-1] == p.final[c] {
+				if group.indices[size-1] == p.arrangement.extents[c].last {
 					s.last = append(s.last, group.category)
 				}
 			}

@@ -32,12 +32,16 @@ const (
 	hangEnv   = "TASKEXEC_TEST_HANG" // set: handlers run until their ctx ends
 )
 
-func init() { parts["recorder"] = func() { serveUntilStdinCloses(serveRecorder) } }
+func init() {
+	parts["recorder"] = func() {
+		serveUntilStdinCloses(func(ctx context.Context, ln net.Listener) { serveRecorder(ctx, ln) })
+	}
+}
 
 // serveRecorder serves as a worker that records each execution when it begins
 // and when it ends. Its instructions end with how long they take, in
 // microseconds.
-func serveRecorder(ctx context.Context, ln net.Listener) {
+func serveRecorder(ctx context.Context, ln net.Listener, options ...WorkerOption) {
 	record, err := os.OpenFile(os.Getenv(recordEnv), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -68,7 +72,7 @@ func serveRecorder(ctx context.Context, ln net.Listener) {
 		note("ended")
 		return name, nil
 	}
-	NewWorker(HandlerFunc(handler), WithName(name), WithSlots(slots)).Serve(ctx, ln)
+	NewWorker(HandlerFunc(handler), append(options, WithName(name), WithSlots(slots))...).Serve(ctx, ln)
 }
 
 // A fleet is workers in processes of their own that record in one file what
@@ -78,6 +82,7 @@ type fleet struct {
 	record  string
 	slots   int
 	workers []*osProcess
+	options []CoordinatorOption // of every trial
 	runs    map[string][]Result // of the trials, by run
 }
 
@@ -225,9 +230,9 @@ func (f *fleet) try(tasks []Task, happen func(*trial), options ...CoordinatorOpt
 	for _, addr := range f.addrs() {
 		tr.lost[addr] = make(chan struct{})
 	}
-	c, err := NewCoordinator(append([]CoordinatorOption{
+	c, err := NewCoordinator(append(append([]CoordinatorOption{
 		WithWorkers("a", f.addrs()...), WithWorkers("b", f.addrs()...),
-		WithHandshakeTimeout(2 * time.Second), WithObserver(tr.observer())}, options...)...)
+		WithHandshakeTimeout(2 * time.Second), WithObserver(tr.observer())}, f.options...), options...)...)
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -212,7 +212,7 @@ func appendText(dst []byte, text string) []byte {
 	}
 	dst = append(dst, ' ')
 	for {
-		i := strings.IndexAny(text, "\\\n\r")
+		i := indexEscaped(text)
 		if i < 0 {
 			return append(dst, text...)
 		}
@@ -227,6 +227,19 @@ func appendText(dst []byte, text string) []byte {
 		}
 		text = text[i+1:]
 	}
+}
+
+// indexEscaped is where the first byte of text is that needs an escape; -1 if
+// none does. It goes through the text once for each such byte, with what the
+// processor has for that, which is faster than once with a comparison for each.
+func indexEscaped(text string) int {
+	first := -1
+	for _, c := range [...]byte{'\\', '\n', '\r'} {
+		if i := strings.IndexByte(text, c); i >= 0 {
+			first, text = i, text[:i]
+		}
+	}
+	return first
 }
 
 // ceilDiv counts d in units, rounded up so that a short time never becomes 0,
@@ -319,6 +332,17 @@ func (f *fields) word() string {
 // number reads digits, with neither sign nor leading zero, so that every
 // number has one form.
 func (f *fields) number(most int64) int64 {
+	// What is right is read in one go, and what is wrong again, to say why.
+	if n, size := digits(f.rest); size > 0 && n <= most && f.more && f.fault == "" {
+		if size == len(f.rest) {
+			f.rest, f.more = "", false
+			return n
+		}
+		if f.rest[size] == ' ' {
+			f.rest = f.rest[size+1:]
+			return n
+		}
+	}
 	w := f.word()
 	if f.fault != "" {
 		return 0
@@ -337,6 +361,23 @@ func (f *fields) number(most int64) int64 {
 		}
 	}
 	return n
+}
+
+// digits reads the number that s begins with, and how many bytes it has: 0 if
+// there is none, or one in more than one form, or that could overflow.
+func digits(s string) (n int64, size int) {
+	const most = 18 // so many nines fit an int64
+	for size < len(s) && s[size]-'0' <= 9 {
+		n = n*10 + int64(s[size]-'0')
+		size++
+		if size > most {
+			return 0, 0
+		}
+	}
+	if size > 1 && s[0] == '0' {
+		return 0, 0
+	}
+	return n, size
 }
 
 // text reads the rest of the line.

@@ -19,24 +19,26 @@ type queue struct {
 	run      *run
 	category string
 	settled  chan struct{} // gets a token when the last lent task is settled
+	low      chan struct{} // gets a token when few tasks wait, or none are sent any more
+	lending  bool          // its group has begun and lends more; for the goroutine that lends
 
-	mu       sync.Mutex  // guards following, and the fields of sessions that say so
-	waiting  []*Result   // not sent yet, in input order
-	room     []*Result   // where waiting began, to be used again
-	again    byIndex     // to be sent again; they come before those of waiting that are later in the input
-	delayed  byDue       // to be sent again in a while, because they failed
-	retry    *time.Timer // for the first of delayed
-	links    []*link     // one for each worker listed, in that order
-	sessions []*session  // those that are not over
-	live     []*session  // those that take tasks
-	slots    int         // of live
-	inFlight int         // held by sessions
-	open     int         // lent and not settled, and one more while the group may lend more
-	counts   Counts      // of the group
-	begun    time.Time   // when the group was
-	planned  int         // tasks of the run, as far as known
-	total    Counts      // of the run
-	failure  error       // the first task that is not Done
+	mu       sync.Mutex    // guards following, and the fields of sessions that say so
+	waiting  fifo[*Result] // not sent yet, in input order
+	again    byIndex       // to be sent again; they come before those of waiting that are later in the input
+	delayed  byDue         // to be sent again in a while, because they failed
+	retry    *time.Timer   // for the first of delayed
+	links    []*link       // one for each worker listed, in that order
+	sessions []*session    // those that are not over
+	live     []*session    // those that take tasks
+	slots    int           // of live
+	inFlight int           // held by sessions
+	unlent   int           // of the group, as far as known
+	open     int           // lent and not settled, and one more while the group may lend more
+	counts   Counts        // of the group
+	begun    time.Time     // when the group was
+	planned  int           // tasks of the run, as far as known
+	total    Counts        // of the run
+	failure  error         // the first task that is not Done
 	halted   halt
 	why      error                // what settles the tasks that are not sent any more
 	next     int                  // where in live to look for a taker first
@@ -60,8 +62,8 @@ const (
 // A flight is a task held by a session.
 type flight struct {
 	result  *Result
-	cost    int
-	sent    time.Time
+	sent    time.Duration // since the run started
+	cost    int32
 	suspect bool // it was on a session that was lost, and is now on one that holds no more than its slots
 }
 
@@ -181,44 +183,84 @@ func (q *queue) stopTimers() {
 	}
 }
 
-// begin starts a group. What is lent from here on belongs to it, until finish.
-func (q *queue) begin() {
+// lendAtOnce is how many tasks are lent in one go, and lendAhead how many may
+// wait before more are: enough to send while they are made ready, and few enough to
+// be in the processor's cache when they are sent.
+const (
+	lendAtOnce = 4096
+	lendAhead  = 4 * lendAtOnce
+)
+
+// begin starts a group, of which n tasks are known. What is lent from here on
+// belongs to it, until finish.
+func (q *queue) begin(n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.begun = time.Now()
+	q.unlent = n
 	q.counts = Counts{}
 	q.open = 1
 }
 
-// lend puts tasks of the group in the queue.
-func (q *queue) lend(results []Result, indices []int) {
+// lend puts tasks of the group in the queue. It returns a session that is to
+// be woken for them, or have its wire flushed, beside those that it has woken; nil if there is
+// none.
+func (q *queue) lend(results []Result, indices []int) *session {
 	q.mu.Lock()
 	defer q.unlock()
-	q.waiting = slices.Grow(q.waiting, len(indices))
-	q.room = q.waiting
 	for _, i := range indices {
-		q.waiting = append(q.waiting, &results[i])
+		q.waiting.push(&results[i])
 	}
-	q.lent(len(indices))
+	q.unlent -= len(indices)
+	return q.lent(len(indices))
 }
 
-// lendOne puts a task of the group in the queue that no plan had foreseen.
-func (q *queue) lendOne(r *Result) {
+// awaitLow waits until few tasks wait, so that more should be lent.
+func (q *queue) awaitLow() {
+	for !q.isLow() {
+		<-q.low
+	}
+}
+
+func (q *queue) isLow() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.waiting.len() < lendAhead
+}
+
+// tellLow wakes awaitLow if it has waited long enough. q.mu is held.
+func (q *queue) tellLow() {
+	if q.waiting.len() < lendAhead {
+		select {
+		case q.low <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// lendOne puts a task of the group in the queue that no plan had foreseen, and
+// is otherwise as lend.
+func (q *queue) lendOne(r *Result) *session {
 	q.mu.Lock()
 	defer q.unlock()
 	q.planned++
-	q.waiting = append(q.waiting, r)
-	q.lent(1)
+	q.waiting.push(r)
+	return q.lent(1)
 }
 
-// lent finds takers for n tasks that now wait. q.mu is held.
-func (q *queue) lent(n int) {
+// lent finds takers for n tasks that now wait, and returns the first of them,
+// which it does not wake. q.mu is held.
+func (q *queue) lent(n int) *session {
 	q.open += n
 	if q.halted != notHalted {
 		q.settleWaiting()
-		return
+		return nil
 	}
-	q.wakeTakers(n)
+	first := q.taker()
+	if first != nil {
+		q.wakeTakers(n - 1)
+	}
+	return first
 }
 
 // finish says that the group lends no more, waits until all of its tasks are
@@ -247,15 +289,15 @@ func (q *queue) orphaned() bool {
 }
 
 // waits is how many tasks could be sent now. q.mu is held.
-func (q *queue) waits() int { return len(q.waiting) + len(q.again) }
+func (q *queue) waits() int { return q.waiting.len() + len(q.again) }
 
 // first is the task to be sent next; nil if none waits. q.mu is held.
 func (q *queue) first() *Result {
 	switch {
-	case len(q.again) > 0 && (len(q.waiting) == 0 || q.again[0].Index < q.waiting[0].Index):
+	case len(q.again) > 0 && (q.waiting.len() == 0 || q.again[0].Index < q.waiting.first().Index):
 		return q.again[0]
-	case len(q.waiting) > 0:
-		return q.waiting[0]
+	case q.waiting.len() > 0:
+		return q.waiting.first()
 	}
 	return nil
 }
@@ -266,25 +308,30 @@ func (q *queue) drop() {
 		heap.Pop(&q.again)
 		return
 	}
-	q.waiting[0] = nil
-	if q.waiting = q.waiting[1:]; len(q.waiting) == 0 {
-		q.waiting = q.room[:0] // for the next group
+	q.waiting.pop()
+}
+
+// wakeTakers wakes at most n of the sessions that have room. q.mu is held.
+func (q *queue) wakeTakers(n int) {
+	for range min(n, len(q.live)) {
+		s := q.taker()
+		if s == nil {
+			return
+		}
+		s.wire.wakeWriter()
 	}
 }
 
-// wakeTakers wakes at most n of the sessions that have room. It goes round, so
-// that single tasks are spread over the workers. q.mu is held.
-func (q *queue) wakeTakers(n int) {
+// taker is a session that has room; nil if there is none. It goes round, so that
+// single tasks are spread over the workers. q.mu is held.
+func (q *queue) taker() *session {
 	for range q.live {
-		if n == 0 {
-			return
-		}
 		q.next = (q.next + 1) % len(q.live)
-		if s := q.live[q.next]; len(s.held) < q.limitWith(s, q.first()) {
-			s.wire.wakeWriter()
-			n--
+		if s := q.live[q.next]; s.held.len() < q.limitWith(s, q.first()) {
+			return s
 		}
 	}
+	return nil
 }
 
 // limit is how many tasks s may hold now: its window, but of what is left of
@@ -297,7 +344,7 @@ func (q *queue) limit(s *session) int {
 	case s.suspects > 0 || q.run.config.atMostOnce:
 		return s.slots
 	}
-	left := int64(q.waits() + q.inFlight)
+	left := int64(q.waits() + q.unlent + q.inFlight)
 	all := int64(max(q.slots, 1))
 	share := (left*int64(s.slots) + all - 1) / all
 	return int(min(int64(s.window), max(int64(s.slots), share)))
@@ -331,10 +378,10 @@ func (q *queue) take(s *session, dst []byte) []byte {
 	now := time.Now()
 	queued := now.Sub(q.begun)
 	limit := q.limit(s) // taking moves tasks, and leaves as many as there were
-	for r := q.first(); r != nil && len(s.held) < limit && len(dst) < chunkBytes; r = q.first() {
+	for r := q.first(); r != nil && s.held.len() < limit && len(dst) < chunkBytes; r = q.first() {
 		suspect := r.Losses > 0
 		if suspect {
-			if limit = q.limitWith(s, r); len(s.held) >= limit {
+			if limit = q.limitWith(s, r); s.held.len() >= limit {
 				break
 			}
 		}
@@ -352,7 +399,7 @@ func (q *queue) take(s *session, dst []byte) []byte {
 			continue
 		}
 		cost := taskCost(size)
-		if len(s.held) > 0 && s.cost+cost > windowBytes {
+		if s.held.len() > 0 && s.cost+cost > windowBytes {
 			dst = dst[:before]
 			break
 		}
@@ -360,7 +407,7 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		r.Attempts++
 		r.Worker = s.name
 		r.Queued = queued
-		s.held[r.Index] = flight{r, cost, now, suspect}
+		s.held.put(r.Index, flight{r, now.Sub(q.run.started), int32(cost), suspect})
 		if suspect {
 			s.suspects++
 			if limit == 1 {
@@ -373,16 +420,16 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		q.inFlight++
 		q.run.events.taskSent(q.run.id, r, s.addr)
 	}
+	q.tellLow()
 	return dst
 }
 
 // release takes a task out of what s holds. It reports false if s does not
 // hold it. q.mu is held.
 func (q *queue) release(s *session, task int) (flight, bool) {
-	f, ok := s.held[task]
+	f, ok := s.held.take(task)
 	if ok {
-		delete(s.held, task)
-		s.cost -= f.cost
+		s.cost -= int(f.cost)
 		q.inFlight--
 		if f.suspect {
 			s.suspects--
@@ -406,7 +453,7 @@ func (q *queue) failed(s *session, f flight, m *message, now time.Time) {
 	s.link.counts.add(outcome)
 	delay, retry := q.run.config.retry.delay(r.Retries+1, m.word, m.time, q.run.config.jitter)
 	if !retry || q.halted != notHalted {
-		q.settle(r, outcome, why, now.Sub(f.sent))
+		q.settle(r, outcome, why, now.Sub(q.run.started)-f.sent)
 		return
 	}
 	r.Retries++
@@ -443,10 +490,13 @@ func (q *queue) retryNow() {
 }
 
 // settle gives a task its outcome. why is ignored if that is Done; roundTrip
-// is 0 unless a report came. q.mu is held.
+// is 0 unless a report came. Afterwards r is the caller's no more: a Stream uses
+// it for another task. q.mu is held.
 func (q *queue) settle(r *Result, o Outcome, why error, roundTrip time.Duration) {
 	r.Outcome = o
-	delete(q.strikes, r)
+	if q.strikes != nil {
+		delete(q.strikes, r)
+	}
 	if o == Done {
 		r.Err = nil
 	} else {
@@ -485,11 +535,12 @@ func (q *queue) putBack(back []*Result) {
 // settleWaiting settles what will not be sent any more: as the last attempt
 // ended, or as never started if there was none. q.mu is held.
 func (q *queue) settleWaiting() {
-	rest := append(q.again, q.waiting...)
+	rest := append(q.again, q.waiting.all()...)
 	for _, d := range q.delayed {
 		rest = append(rest, d.result)
 	}
-	q.again, q.waiting, q.delayed = nil, nil, nil
+	q.again, q.waiting, q.delayed = nil, fifo[*Result]{}, nil
+	q.tellLow()
 	slices.SortFunc(rest, func(a, b *Result) int { return cmp.Compare(a.Index, b.Index) })
 	for _, r := range rest {
 		switch {
@@ -539,19 +590,15 @@ func (q *queue) retire(s *session) {
 // takeBack has what s holds wait again. Tasks that are lost may have run; those
 // that are not were never started. q.mu is held.
 func (q *queue) takeBack(s *session, lost bool) {
-	var held []flight
-	for _, f := range s.held {
-		held = append(held, f)
-	}
-	slices.SortFunc(held, func(a, b flight) int { return cmp.Compare(a.result.Index, b.result.Index) })
-	clear(s.held)
+	held := s.flights()
+	s.held.clear()
 	s.cost, s.suspects, s.alone = 0, 0, nil
 	q.inFlight -= len(held)
 	var back []*Result
 	for _, f := range held {
 		if !lost {
 			q.troubles.Returns++
-		} else if q.lost(s, f); f.result.Outcome != 0 {
+		} else if q.lost(s, f) {
 			continue
 		}
 		back = append(back, f.result)
@@ -560,8 +607,8 @@ func (q *queue) takeBack(s *session, lost bool) {
 }
 
 // lost takes note that a task was lost with its session. It settles the task
-// if it must not be sent again. q.mu is held.
-func (q *queue) lost(s *session, f flight) {
+// if it must not be sent again, and says so. q.mu is held.
+func (q *queue) lost(s *session, f flight) (settled bool) {
 	r := f.result
 	r.Losses++
 	r.Err = nil // what an earlier attempt said is not how this one ended
@@ -570,6 +617,7 @@ func (q *queue) lost(s *session, f flight) {
 	switch {
 	case q.run.config.atMostOnce:
 		q.settle(r, Unknown, fmt.Errorf("%w, and it may be executed at most once: %w", ErrOutcomeUnknown, cmp.Or(s.err, errSessionOver)), 0)
+		return true
 	case f.suspect:
 		if q.strikes == nil {
 			q.strikes = make(map[*Result][]string)
@@ -579,8 +627,10 @@ func (q *queue) lost(s *session, f flight) {
 		if len(workers) == maxStrikes {
 			q.settle(r, Unknown, fmt.Errorf("%w; %d workers were lost with it and little else in flight (%s), so it may be what brings them down: %w",
 				ErrOutcomeUnknown, maxStrikes, strings.Join(workers, ", "), cmp.Or(s.err, errSessionOver)), 0)
+			return true
 		}
 	}
+	return false
 }
 
 // errSessionOver stands for the reason where a session has none of its own.
@@ -608,8 +658,8 @@ func (q *queue) abandon(why error) {
 	defer q.mu.Unlock()
 	for _, s := range q.sessions {
 		q.retire(s)
-		for task, f := range s.held {
-			q.release(s, task)
+		for _, f := range s.flights() {
+			q.release(s, f.result.Index)
 			f.result.Losses++
 			q.troubles.Losses++
 			q.settle(f.result, Unknown, fmt.Errorf("%w: %w", ErrOutcomeUnknown, why), 0)

@@ -67,6 +67,14 @@ func (c *Counts) add(o Outcome) {
 	}
 }
 
+func (c *Counts) sum(o Counts) {
+	c.Done += o.Done
+	c.Failed += o.Failed
+	c.Canceled += o.Canceled
+	c.Skipped += o.Skipped
+	c.Unknown += o.Unknown
+}
+
 // ErrOutcomeUnknown is wrapped by the error of each task whose outcome is
 // Unknown: it was sent, and nobody can tell whether it was executed.
 var ErrOutcomeUnknown = errors.New("it may have been executed")

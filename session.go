@@ -1,6 +1,7 @@
 package taskexec
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,7 @@ type session struct {
 
 	// guarded by queue.mu
 	slots    int // of the worker, less those that are stuck
-	held     map[int]flight
+	held     table[flight]
 	cost     int     // of held
 	live     bool    // it takes tasks
 	suspects int     // of held, those that were on a session that was lost
@@ -56,7 +57,7 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 	deadline := time.Now().Add(timeout)
 	dialCtx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	s := &session{run: r, queue: q, link: l, addr: l.addr, gone: make(chan struct{}), held: make(map[int]flight)}
+	s := &session{run: r, queue: q, link: l, addr: l.addr, gone: make(chan struct{})}
 	network, address, err := splitAddr(l.addr)
 	if err != nil {
 		return nil, s.fail(err)
@@ -68,7 +69,15 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 		}
 		return nil, s.fail(err)
 	}
-	s.wire = newWire(conn)
+	conn, err = r.config.secure(dialCtx, conn, l.addr, q.category)
+	if err != nil {
+		conn.Close()
+		if ctx.Err() == nil && dialCtx.Err() != nil {
+			err = fmt.Errorf("no TLS handshake within %v: %w", timeout, err)
+		}
+		return nil, s.fail(err)
+	}
+	s.wire = newWire(conn, s)
 	s.out, err = appendGreeting(nil, verbHello, hello{Run: r.id, Category: q.category, MaxLine: defaultMaxLine,
 		TimeoutMS: ceilDiv(r.config.silence, time.Millisecond, maxMillis)})
 	if err != nil {
@@ -98,7 +107,10 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 func (s *session) greet() error {
 	m, err := s.wire.read()
 	var fault *ProtocolError
+	alert := alertOf(err)
 	switch {
+	case alert != nil:
+		return alert
 	case isTimeout(err):
 		return faultf(codeTimeout, "no WELCOME within %v", s.run.config.handshakeTimeout)
 	case errors.As(err, &fault) && fault.Code == codeSyntax:
@@ -147,7 +159,7 @@ func (s *session) fail(err error) error {
 
 // write is the writer.
 func (s *session) write() {
-	err := s.wire.writeLoop(s.fill)
+	err := s.wire.writeLoop()
 	s.queue.mu.Lock()
 	defer s.queue.mu.Unlock()
 	s.writeErr = err
@@ -161,6 +173,9 @@ func (s *session) fill(buf []byte) []byte {
 	s.out = nil
 	return s.queue.take(s, buf)
 }
+
+// written has nothing to do: a task is in flight from when it is taken.
+func (s *session) written() {}
 
 // serve is the reader, from WELCOME to the end of the session.
 func (s *session) serve() {
@@ -336,7 +351,7 @@ func (s *session) report(batch []message) error {
 			r.Output = m.text
 			r.Executed = m.time
 			s.link.counts.add(Done)
-			q.settle(r, Done, nil, now.Sub(f.sent))
+			q.settle(r, Done, nil, now.Sub(s.run.started)-f.sent)
 		case verbFail:
 			if m.word == kindStuck {
 				q.loseSlot(s)
@@ -356,7 +371,7 @@ func (s *session) report(batch []message) error {
 	if q.waits() > 0 {
 		s.wire.wakeWriter()
 	}
-	if err == nil && s.slots == 0 && len(s.held) == 0 {
+	if err == nil && s.slots == 0 && s.held.len() == 0 {
 		return errAllStuck
 	}
 	return err
@@ -396,7 +411,7 @@ func (s *session) saidGoodbye(text string) {
 // halt asks for what the session holds: back what has not started, and, if
 // the run is canceled, the rest soon. queue.mu is held.
 func (s *session) halt(how halt, why error) {
-	if s.ending || how == haltCancel && len(s.held) == 0 {
+	if s.ending || how == haltCancel && s.held.len() == 0 {
 		return
 	}
 	if how == haltCancel {
@@ -411,10 +426,20 @@ func (s *session) halt(how halt, why error) {
 // recall asks for everything back that has not started. queue.mu is held.
 func (s *session) recall() {
 	s.mayGive.Store(true)
-	for task := range s.held {
-		s.out = appendMessage(s.out, message{verb: verbRecall, task: task})
+	for _, f := range s.flights() {
+		s.out = appendMessage(s.out, message{verb: verbRecall, task: f.result.Index})
 	}
 	s.wire.wakeWriter()
+}
+
+// flights lists what the session holds, in input order. queue.mu is held.
+func (s *session) flights() []flight {
+	var held []flight
+	for _, f := range s.held.all {
+		held = append(held, f)
+	}
+	slices.SortFunc(held, func(a, b flight) int { return cmp.Compare(a.result.Index, b.result.Index) })
+	return held
 }
 
 // dismiss takes note that the worker's time is over: no session follows.

@@ -18,11 +18,7 @@ type RunSnapshot struct {
 func (s RunSnapshot) Counts() Counts {
 	var sum Counts
 	for _, c := range s.Categories {
-		sum.Done += c.Counts.Done
-		sum.Failed += c.Counts.Failed
-		sum.Canceled += c.Counts.Canceled
-		sum.Skipped += c.Counts.Skipped
-		sum.Unknown += c.Counts.Unknown
+		sum.sum(c.Counts)
 	}
 	return sum
 }
@@ -85,7 +81,7 @@ func (q *queue) snapshot() CategorySnapshot {
 	for _, l := range q.links {
 		w := WorkerSnapshot{Worker: l.addr, Addr: l.addr, Sent: l.sent, Redials: l.redials, Counts: l.counts}
 		if s := l.session; s != nil {
-			w.Worker, w.Open, w.InFlight = s.name, s.live, len(s.held)
+			w.Worker, w.Open, w.InFlight = s.name, s.live, s.held.len()
 		}
 		c.Workers = append(c.Workers, w)
 	}

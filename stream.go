@@ -5,7 +5,6 @@ import (
 	"errors"
 	"iter"
 	"runtime"
-	"slices"
 	"sync"
 )
 
@@ -49,7 +48,7 @@ func (c *Coordinator) Stream(ctx context.Context, seq iter.Seq[Task]) iter.Seq2[
 			return
 		}
 		defer c.finish(r)
-		r.delivery = newDelivery(c.config.streamBuffer, c.config.order != Concurrent)
+		r.delivery = newDelivery(c.config.streamBuffer, c.config.order)
 
 		var engine sync.WaitGroup
 		var err error
@@ -87,10 +86,8 @@ func (c *Coordinator) Stream(ctx context.Context, seq iter.Seq[Task]) iter.Seq2[
 			}
 		}()
 		var counts Counts
-		for res := r.delivery.next(); res != nil; res = r.delivery.next() {
-			counts.add(res.Outcome)
-			result := *res
-			res.Output = "" // a plan keeps its results to the end, and outputs may be large
+		for result, ok := r.delivery.next(); ok; result, ok = r.delivery.next() {
+			counts.add(result.Outcome)
 			if !yield(result, nil) {
 				left = false
 				leave()
@@ -112,14 +109,12 @@ func (r *run) stream(ctx context.Context, seq iter.Seq[Task]) error {
 	if r.config.order != ByCategory {
 		return r.execute(ctx, func(ctx context.Context) error { return r.runSeq(ctx, seq) })
 	}
-	var tasks []Task
 	for task := range seq {
-		tasks = append(tasks, task)
+		r.tasks = append(r.tasks, task)
 		if ctx.Err() != nil || r.haltedBy() != nil {
 			break
 		}
 	}
-	r.plan(tasks)
 	err := r.execute(ctx, r.runPlan)
 	r.settleRest(err)
 	r.deliverRest()
@@ -148,12 +143,10 @@ func (r *run) runSeq(ctx context.Context, seq iter.Seq[Task]) error {
 	n := 0
 	var open []*queue // those whose group has begun and lends more, in Concurrent
 	for task := range seq {
-		if r.delivery.acquire(1) == 0 {
+		res := r.delivery.enter(n, task)
+		if res == nil {
 			break
 		}
-		res := new(Result)
-		*res = newResult(n, task)
-		r.delivery.expect(res)
 		q, err := r.queueFor(res)
 		if err != nil {
 			// The task is settled; the run cannot go on.
@@ -165,12 +158,15 @@ func (r *run) runSeq(ctx context.Context, seq iter.Seq[Task]) error {
 				break
 			}
 		} else {
-			if !slices.Contains(open, q) {
+			if !q.lending {
 				r.events.groupStarted(GroupStartedInfo{Run: r.id, Category: q.category})
-				q.begin()
+				q.begin(0)
+				q.lending = true
 				open = append(open, q)
 			}
-			q.lendOne(res)
+			if taker := q.lendOne(res); taker != nil {
+				taker.wire.wakeWriter()
+			}
 			if !r.goesOn(nil) {
 				break
 			}
@@ -188,13 +184,18 @@ func (r *run) runSeq(ctx context.Context, seq iter.Seq[Task]) error {
 
 // runTask runs a stage of one task.
 func (r *run) runTask(number int, q *queue, res *Result) (failed *Result) {
-	tasks := []Task{res.Task}
+	var tasks []Task
+	if r.events != nil {
+		tasks = []Task{res.Task}
+	}
 	r.events.groupStarted(GroupStartedInfo{Run: r.id, Stage: number, Category: q.category, Tasks: tasks})
-	q.begin()
-	q.lendOne(res)
+	q.begin(0)
+	if taker := q.lendOne(res); taker != nil {
+		taker.wire.flush() // there is nothing else to do before the task is settled
+	}
 	counts, elapsed := q.finish()
 	r.events.groupDone(GroupDoneInfo{Run: r.id, Stage: number, Category: q.category, Tasks: tasks, Counts: counts, Elapsed: elapsed})
-	if res.Outcome != Done {
+	if counts.Done == 0 {
 		return res
 	}
 	return nil
@@ -204,6 +205,11 @@ func (r *run) runTask(number int, q *queue, res *Result) (failed *Result) {
 // that cannot be had it settles the task, and its error is why the run cannot
 // go on.
 func (r *run) queueFor(res *Result) (*queue, error) {
+	category := wantedCategory(res.Task)
+	if q := r.queues[category]; q != nil && res.Task.Timeout >= 0 {
+		res.Task.Category = category
+		return q, nil
+	}
 	settle := func(o Outcome, err error) {
 		res.Outcome = o
 		res.Err = taskError(res, err)
@@ -213,10 +219,7 @@ func (r *run) queueFor(res *Result) (*queue, error) {
 		settle(Failed, fault)
 		return nil, res.Err
 	}
-	category := res.Task.Category
-	if q := r.queues[category]; q != nil {
-		return q, nil
-	}
+	res.Task.Category = category
 	err := r.checkWorkers(category, res)
 	if err == nil {
 		r.needed[category] = true
@@ -231,30 +234,38 @@ func (r *run) queueFor(res *Result) (*queue, error) {
 }
 
 // A delivery brings the results of a Stream to its consumer. Each task goes
-// through it in this order: acquire makes room for it, expect enters it,
-// settled completes it, and next hands it out, which frees its room when the
-// following result is asked for.
+// through it in this order: acquire makes room for it, expect enters it (enter does both),
+// settled completes it, and next hands a copy of it out, which frees its room,
+// and its Result for another task, when results after it are asked for.
 //
 // A nil *delivery, that of Run, has room for everything and drops what it is
 // given.
 type delivery struct {
 	ordered bool
+	reuse   bool // its Results are those that enter made, and not a plan's
 	limit   int
 
-	mu       sync.Mutex      // guards following
-	room     sync.Cond       // waited on by acquire
-	ready    sync.Cond       // waited on by next
-	taken    int             // places taken
-	given    int             // of those, handed out and freed with the next call
-	order    []*Result       // ordered: expected and not handed out, in order
-	complete map[int]*Result // ordered: settled and not handed out, by index
-	list     []*Result       // not ordered: settled and not handed out
-	closed   bool            // nothing more is expected
-	left     bool            // nobody takes any more
+	// The consumer's: results that it has taken and not handed out, and those that
+	// it has handed out and not given back. It gives them back together, but keeps no more
+	// than a small part of the room.
+	batch fifo[*Result]
+	given []*Result
+	most  int
+
+	mu       sync.Mutex     // guards following
+	room     sync.Cond      // waited on by acquire
+	ready    sync.Cond      // waited on by next
+	taken    int            // places taken
+	order    fifo[*Result]  // ordered: expected and not taken by the consumer, in order
+	complete table[*Result] // ordered: settled and not taken by the consumer, by index
+	list     fifo[*Result]  // not ordered: settled and not taken by the consumer
+	free     []*Result      // to be used again
+	closed   bool           // nothing more is expected
+	left     bool           // nobody takes any more
 }
 
-func newDelivery(limit int, ordered bool) *delivery {
-	d := &delivery{limit: limit, ordered: ordered, complete: make(map[int]*Result)}
+func newDelivery(limit int, order Order) *delivery {
+	d := &delivery{limit: limit, ordered: order != Concurrent, reuse: order != ByCategory, most: max(1, min(64, limit/16))}
 	d.room.L = &d.mu
 	d.ready.L = &d.mu
 	return d
@@ -286,7 +297,33 @@ func (d *delivery) expect(r *Result) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.order = append(d.order, r)
+	d.order.push(r)
+}
+
+// enter is acquire and expect for one task, whose Result it makes. It is nil if
+// the consumer has left.
+func (d *delivery) enter(index int, task Task) *Result {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for d.taken >= d.limit && !d.left {
+		d.room.Wait()
+	}
+	if d.left {
+		return nil
+	}
+	d.taken++
+	var r *Result
+	if n := len(d.free); n > 0 {
+		r = d.free[n-1]
+		d.free = d.free[:n-1]
+	} else {
+		r = new(Result)
+	}
+	*r = Result{Index: index, Task: task}
+	if d.ordered {
+		d.order.push(r)
+	}
+	return r
 }
 
 // settled says that r has its outcome.
@@ -297,43 +334,62 @@ func (d *delivery) settled(r *Result) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.ordered {
-		d.list = append(d.list, r)
+		d.list.push(r)
 		d.ready.Signal()
 		return
 	}
-	d.complete[r.Index] = r
-	if len(d.order) > 0 && d.order[0] == r {
+	d.complete.put(r.Index, r)
+	if d.order.len() > 0 && d.order.first() == r {
 		d.ready.Signal()
 	}
 }
 
-// next waits for the next result. It is nil when no more come.
-func (d *delivery) next() *Result {
+// next waits for the next result. It reports false when no more come.
+func (d *delivery) next() (Result, bool) {
+	if d.batch.len() == 0 || len(d.given) >= d.most {
+		d.exchange()
+	}
+	if d.batch.len() == 0 {
+		return Result{}, false
+	}
+	r := d.batch.pop()
+	d.given = append(d.given, r)
+	result := *r
+	r.Output = "" // a plan keeps its results to the end, and outputs may be large
+	return result, true
+}
+
+// exchange gives back what was handed out and, if the consumer has nothing left,
+// takes what is ready, and waits for that. It leaves the batch empty only if
+// nothing more comes.
+func (d *delivery) exchange() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.given > 0 {
-		d.taken -= d.given
-		d.given = 0
+	if len(d.given) > 0 {
+		d.taken -= len(d.given)
+		if d.reuse {
+			d.free = append(d.free, d.given...)
+		}
+		clear(d.given)
+		d.given = d.given[:0]
 		d.room.Signal()
 	}
-	for {
-		var r *Result
-		switch {
-		case !d.ordered && len(d.list) > 0:
-			r, d.list[0] = d.list[0], nil
-			d.list = d.list[1:]
-		case d.ordered && len(d.order) > 0 && d.complete[d.order[0].Index] != nil:
-			r, d.order[0] = d.order[0], nil
-			d.order = d.order[1:]
-			delete(d.complete, r.Index)
-		case d.closed:
-			return nil
-		default:
-			d.ready.Wait()
-			continue
+	for d.batch.len() == 0 {
+		for d.ordered && d.order.len() > 0 {
+			r, complete := d.complete.take(d.order.first().Index)
+			if !complete {
+				break
+			}
+			d.order.pop()
+			d.batch.push(r)
 		}
-		d.given++
-		return r
+		if !d.ordered {
+			d.batch, d.list = d.list, d.batch
+		}
+		if d.batch.len() > 0 || d.closed {
+			return
+		}
+		d.ready.Wait()
 	}
 }
 

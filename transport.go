@@ -1,9 +1,101 @@
 package taskexec
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"strings"
 )
+
+// ErrInsecureTransport is wrapped by the error of whoever would otherwise talk
+// plaintext with another machine: of NewCoordinator and Run, and of a worker's
+// Serve, ListenAndServe and ServeConn. See WithInsecure.
+var ErrInsecureTransport = errors.New("taskexec: insecure transport")
+
+// An insecureError says where plaintext would have gone.
+type insecureError struct{ where string }
+
+func (e *insecureError) Error() string {
+	return ErrInsecureTransport.Error() + ": " + e.where + " would be plaintext that can leave this machine, " +
+		"and whoever can connect could have anything executed; use WithTLS, a loopback address or a unix socket, or, on a network you trust, WithInsecure"
+}
+
+func (e *insecureError) Unwrap() error { return ErrInsecureTransport }
+
+// errPeersUnseen is why a connection without TLS is refused if there is a list
+// of peers.
+var errPeersUnseen = errors.New("taskexec: WithPeers: a peer is known by its certificate, and there is none without TLS; add WithTLS")
+
+// WithInsecure allows plaintext that can leave this machine, to listen and to
+// dial. By default it is refused with ErrInsecureTransport: a worker executes
+// what it is sent, so that whoever can connect to it can have it do so.
+// Loopback addresses, unix sockets and connections that are no TCP, such as a
+// net.Pipe, never need it, nor does TLS. What counts is the address that was
+// bound or reached, whatever name it was given by. Together with WithTLS or
+// WithPeers it is an error.
+func WithInsecure() Option {
+	return option(func(c *commonConfig) { c.insecure = true })
+}
+
+// checkPlaintext refuses conn, which is without TLS, unless it may be that.
+func (c *commonConfig) checkPlaintext(conn net.Conn) error {
+	switch {
+	case c.peers != nil:
+		return errPeersUnseen
+	case c.insecure || isLocal(conn):
+		return nil
+	}
+	return &insecureError{fmt.Sprintf("the connection from %s to %s", conn.LocalAddr(), conn.RemoteAddr())}
+}
+
+// checkListener refuses a listener that is known to give what may not be used.
+// Of one whose type is not known checkAccepted has to see the first connection.
+func (c *workerConfig) checkListener(ln net.Listener) error {
+	plain := false
+	switch ln.(type) {
+	case interface{ AcceptTCP() (*net.TCPConn, error) }, interface{ AcceptUnix() (*net.UnixConn, error) }:
+		plain = true // a *net.TCPListener or *net.UnixListener, or what embeds one
+	}
+	if !plain || c.tls != nil {
+		return nil
+	}
+	if c.peers != nil {
+		return errPeersUnseen
+	}
+	return c.checkBound(ln)
+}
+
+// checkAccepted refuses ln, by the first connection that it gave.
+func (c *workerConfig) checkAccepted(ln net.Listener, conn net.Conn) error {
+	if _, ok := conn.(tlsConn); ok || c.tls != nil {
+		return nil
+	}
+	return c.checkBound(ln)
+}
+
+// checkBound refuses a listener without TLS by where it listens.
+func (c *workerConfig) checkBound(ln net.Listener) error {
+	if c.insecure || isLocalAddr(ln.Addr()) {
+		return nil
+	}
+	return &insecureError{fmt.Sprintf("what comes in at %s", ln.Addr())}
+}
+
+// checkAddr refuses an address of WithWorkers that can only be reached over the
+// network. Of a name that is not known before it is dialled.
+func (c *coordinatorConfig) checkAddr(addr string) error {
+	network, address, err := splitAddr(addr)
+	if err != nil || network == "unix" || c.insecure || c.tls != nil || c.dial != nil {
+		return nil
+	}
+	host, _, _ := net.SplitHostPort(address)
+	host, _, _ = strings.Cut(host, "%") // a zone
+	// To dial an unspecified address is to dial this machine.
+	if ip := net.ParseIP(host); ip == nil || ip.IsLoopback() || ip.IsUnspecified() {
+		return nil
+	}
+	return &insecureError{"a connection to " + quoteUnlessPlain(addr)}
+}
 
 // isLocal reports whether conn cannot leave this machine: it is a unix socket,
 // TCP with both ends on loopback, or no TCP at all, such as a net.Pipe.

@@ -30,6 +30,7 @@ type lineReader struct {
 	src   io.Reader
 	limit int    // of one line, newline included
 	lines string // whole lines, not handed out yet
+	batch int    // bytes of the string that lines, and whatever was cut from it, share
 	buf   []byte // the line that has begun, and room to read more
 	n     int    // bytes of it that are read
 }
@@ -77,6 +78,7 @@ func (r *lineReader) fill() error {
 	if end := bytes.LastIndexByte(fresh, '\n') + 1; end > 0 {
 		end += r.n - n
 		r.lines = string(r.buf[:end])
+		r.batch = end
 		full := r.n == len(r.buf)
 		rest := r.buf[end:r.n]
 		switch {
@@ -95,14 +97,16 @@ func (r *lineReader) fill() error {
 }
 
 // A wire is one connection as either side uses it: a reader that always reads,
-// and a writer that alone writes and that nobody waits for. The reader's half
-// is for one goroutine, writeLoop for another, and the rest for any.
+// and a writer that nobody waits for. The reader's half is for one goroutine,
+// writeLoop for another, and the rest for any.
 //
 // Nothing here knows what a verb means.
 type wire struct {
-	conn net.Conn
-	in   lineReader
-	wake chan struct{} // holds a token when the writer has something to look at
+	conn   net.Conn
+	in     lineReader
+	source source
+	wake   chan struct{} // holds a token when the writer has something to look at
+	buf    []byte        // what is being written; for whoever has claimed the writing
 
 	// What tells a silent peer from a slow one. Times are counted from born.
 	born     time.Time
@@ -111,11 +115,22 @@ type wire struct {
 	midRead  atomic.Bool  // a line has begun to arrive
 	midWrite atomic.Bool  // a line longer than a chunk is being written
 
-	mu     sync.Mutex // guards following
-	urgent []byte     // whole lines that go ahead of all others
-	ending ending
-	last   []byte    // the line to end with, if any
-	by     time.Time // when all must be over; zero until the end has begun. It only comes nearer
+	mu      sync.Mutex // guards following
+	claimed bool       // somebody is writing: writeLoop or flush
+	wanted  bool       // somebody else had something to say meanwhile
+	failed  error      // of a write that was not writeLoop's
+	urgent  []byte     // whole lines that go ahead of all others
+	ending  ending
+	last    []byte    // the line to end with, if any
+	by      time.Time // when all must be over; zero until the end has begun. It only comes nearer
+}
+
+// A source has what a wire is to write, beside urgent lines.
+type source interface {
+	// fill appends whole lines to dst, and nothing if there is nothing to say.
+	fill(dst []byte) []byte
+	// written says that what fill appended last is written.
+	written()
 }
 
 // ending is how far a wire has come on its way to being closed. It only grows.
@@ -127,15 +142,19 @@ const (
 	endAtOnce          // drop what waits
 )
 
-func newWire(conn net.Conn) *wire {
+func newWire(conn net.Conn, source source) *wire {
 	c := &wire{
-		conn: conn,
-		wake: make(chan struct{}, 1),
-		born: time.Now(),
+		conn:   conn,
+		source: source,
+		wake:   make(chan struct{}, 1),
+		born:   time.Now(),
 	}
 	c.in = lineReader{src: listening{c}, limit: greetingLimit}
 	return c
 }
+
+// age is how long there has been the connection.
+func (c *wire) age() time.Duration { return time.Since(c.born) }
 
 // listening is the reader's half of a wire's connection. It notes signs of
 // life.
@@ -145,7 +164,7 @@ func (l listening) Read(p []byte) (int, error) {
 	l.c.midRead.Store(l.c.in.n > 0)
 	n, err := l.c.conn.Read(p)
 	if n > 0 {
-		l.c.heard.Store(int64(time.Since(l.c.born)))
+		l.c.heard.Store(int64(l.c.age()))
 		l.c.probed.Store(0)
 	}
 	return n, err
@@ -158,7 +177,7 @@ func (c *wire) ping(n int) { c.sendUrgent(message{verb: verbPing, task: n}) }
 // had interval less than that to be answered. Any byte counts, so a long line
 // on a slow link is not silence; nor is a PING that waits behind one.
 func (c *wire) silent(timeout, interval time.Duration) bool {
-	now := time.Since(c.born)
+	now := c.age()
 	heard, probed := time.Duration(c.heard.Load()), time.Duration(c.probed.Load())
 	return now-heard >= timeout && probed > 0 && now-probed >= timeout-interval
 }
@@ -176,11 +195,11 @@ func (c *wire) read() (message, error) {
 // midLine says whether a long line is on its way, in either direction, which no
 // PING can overtake. One that has stopped arriving for timeout is not.
 func (c *wire) midLine(timeout time.Duration) bool {
-	arriving := c.midRead.Load() && time.Since(c.born)-time.Duration(c.heard.Load()) < timeout
+	arriving := c.midRead.Load() && c.age()-time.Duration(c.heard.Load()) < timeout
 	return arriving || c.midWrite.Load()
 }
 
-// wakeWriter makes writeLoop call fill again.
+// wakeWriter makes writeLoop ask its source again.
 func (c *wire) wakeWriter() {
 	select {
 	case c.wake <- struct{}{}:
@@ -276,55 +295,113 @@ func (c *wire) discard() {
 	io.CopyN(io.Discard, c.conn, discardBytes)
 }
 
-// writeLoop writes what fill appends, and urgent lines before that, until the
-// wire is ended. fill appends whole lines, and nothing if it has nothing to
-// say; it is called again when something was written or wakeWriter was called.
+// writeLoop writes what its source has to say, and urgent lines before that,
+// until the wire is ended. The source is asked again when something was written
+// or wakeWriter was called.
 //
 // When writeLoop returns, the peer has been told that no more will come, and
 // the reader has at most lastWordsTimeout left: on an error too, since the
 // peer may have said in its last words why it does not read.
-func (c *wire) writeLoop(fill func(dst []byte) []byte) error {
-	var buf []byte
+func (c *wire) writeLoop() error {
 	for {
-		// The ending is looked at before fill is asked, so that whatever was
-		// there to be said before end was called is said.
-		urgent, ending := c.takeUrgent()
-		if ending == endAtOnce {
+		if !c.claim() {
+			<-c.wake // release has left a token, or will
+			continue
+		}
+		// The ending is looked at before the source is asked, so that whatever
+		// was there to be said before end was called is said.
+		urgent, ending, err := c.takeUrgent()
+		if err == nil && ending == endAtOnce {
 			return c.writeLast()
 		}
-		err := c.writeUrgent(urgent)
-		buf = fill(buf[:0])
+		var wrote bool
 		if err == nil {
-			err = c.write(buf)
+			wrote, err = c.writeAll(urgent)
 		}
 		if err != nil {
 			c.conn.SetReadDeadline(c.overSoon())
 			return err
 		}
-		wrote := len(buf) > 0
-		if cap(buf) > 4*chunkBytes {
-			buf = nil
-		}
-		switch {
-		case wrote: // fill learns from being asked again that this is written
-			continue
-		case ending == endAfterAll:
+		if !wrote && ending == endAfterAll {
 			// Even if urgent lines go on coming: a peer that pings on and on
 			// does not keep the wire open.
 			return c.writeLast()
-		case len(urgent) > 0:
-			continue
 		}
-		<-c.wake
+		c.release()
+		if !wrote && len(urgent) == 0 {
+			<-c.wake
+		}
 	}
 }
 
-func (c *wire) takeUrgent() ([]byte, ending) {
+// flush writes what there is to say in the caller's goroutine, unless somebody
+// is writing already, who will then do it. It spares a line the way through
+// another goroutine, and is for a caller that has nothing else to do: the peer
+// may take its time. Ends and errors are left to writeLoop.
+func (c *wire) flush() {
+	if !c.claim() {
+		return
+	}
+	urgent, ending, err := c.takeUrgent()
+	if err == nil && ending != endAtOnce {
+		_, err = c.writeAll(urgent)
+	}
+	if err != nil || ending != notEnding {
+		c.mu.Lock()
+		c.failed, c.wanted = err, true
+		c.mu.Unlock()
+	}
+	c.release()
+}
+
+// claim makes the caller the one who writes, until it calls release. If
+// somebody else is, claim reports false, and the writer looks again afterwards.
+func (c *wire) claim() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.claimed {
+		c.wanted = true
+		return false
+	}
+	c.claimed = true
+	return true
+}
+
+func (c *wire) release() {
+	c.mu.Lock()
+	c.claimed = false
+	wanted := c.wanted
+	c.wanted = false
+	c.mu.Unlock()
+	if wanted {
+		c.wakeWriter()
+	}
+}
+
+// writeAll writes urgent lines and then what the source has to say, and reports
+// whether that was anything. The writing is claimed.
+func (c *wire) writeAll(urgent []byte) (wrote bool, err error) {
+	if err := c.writeUrgent(urgent); err != nil {
+		return false, err
+	}
+	c.buf = c.source.fill(c.buf[:0])
+	if len(c.buf) == 0 {
+		return false, nil
+	}
+	err = c.write(c.buf)
+	c.source.written()
+	if cap(c.buf) > 4*chunkBytes {
+		c.buf = nil
+	}
+	return true, err
+}
+
+func (c *wire) takeUrgent() ([]byte, ending, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	urgent := c.urgent
 	c.urgent = nil
-	return urgent, c.ending
+	return urgent, c.ending, c.failed
 }
 
 // write writes whole lines in chunks, cut between lines where it can be, and
@@ -332,7 +409,7 @@ func (c *wire) takeUrgent() ([]byte, ending) {
 func (c *wire) write(lines []byte) error {
 	for first := true; len(lines) > 0; first = false {
 		if !first {
-			urgent, ending := c.takeUrgent()
+			urgent, ending, _ := c.takeUrgent()
 			if ending == endAtOnce {
 				return nil
 			}
@@ -359,7 +436,7 @@ func (c *wire) write(lines []byte) error {
 func (c *wire) writeUrgent(lines []byte) error {
 	err := c.writeLine(lines)
 	if err == nil && bytes.Contains(lines, []byte("PING ")) {
-		c.probed.CompareAndSwap(0, int64(time.Since(c.born)))
+		c.probed.CompareAndSwap(0, int64(c.age()))
 	}
 	return err
 }

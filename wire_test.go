@@ -207,20 +207,27 @@ type wireSide struct {
 }
 
 func startWire(conn net.Conn) *wireSide {
-	w := &wireSide{wire: newWire(conn), done: make(chan struct{})}
+	w := &wireSide{done: make(chan struct{})}
+	w.wire = newWire(conn, sourceFunc(func(dst []byte) []byte {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		dst = append(dst, w.out...)
+		w.out = nil
+		return dst
+	}))
 	w.in.limit = defaultMaxLine
 	go func() {
 		defer close(w.done)
-		w.err = w.writeLoop(func(dst []byte) []byte {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			dst = append(dst, w.out...)
-			w.out = nil
-			return dst
-		})
+		w.err = w.writeLoop()
 	}()
 	return w
 }
+
+// sourceFunc is the source of a wire that does not care what becomes of it.
+type sourceFunc func(dst []byte) []byte
+
+func (f sourceFunc) fill(dst []byte) []byte { return f(dst) }
+func (f sourceFunc) written()               {}
 
 func (w *wireSide) say(line string) {
 	w.mu.Lock()
@@ -284,29 +291,40 @@ func TestWriterHoldsNothingBack(t *testing.T) {
 	})
 }
 
-// A writer that is asked again learns that everything was written; reports
-// wait for that.
-func TestWriterAsksAgainAfterEachBuffer(t *testing.T) {
+// countingSource says one line, and counts what it is asked and told.
+type countingSource struct {
+	line          string
+	asked, writes int
+}
+
+func (s *countingSource) fill(dst []byte) []byte {
+	if s.asked++; s.asked == 1 {
+		dst = append(dst, s.line...)
+	}
+	return dst
+}
+
+func (s *countingSource) written() { s.writes++ }
+
+// Reports wait for room, which is there again when a buffer is written.
+func TestSourceIsToldWhenItsBufferIsWrittenAndAskedAgain(t *testing.T) {
 	for _, size := range []int{10, chunkBytes, 10 * chunkBytes} {
 		synctest.Test(t, func(t *testing.T) {
 			here, there := net.Pipe()
-			w := newWire(here)
-			asked := 0
+			source := &countingSource{line: strings.Repeat("x", size-1) + "\n"}
+			w := newWire(here, source)
 			done := make(chan error, 1)
-			go func() {
-				done <- w.writeLoop(func(dst []byte) []byte {
-					if asked++; asked == 1 {
-						dst = append(dst, strings.Repeat("x", size-1)+"\n"...)
-					}
-					return dst
-				})
-			}()
+			go func() { done <- w.writeLoop() }()
+			synctest.Wait()
+			if source.writes != 0 {
+				t.Error("told that all is written, and nothing is read")
+			}
 			if _, err := io.ReadFull(there, make([]byte, size)); err != nil {
 				t.Error(err)
 			}
 			synctest.Wait()
-			if asked != 2 {
-				t.Errorf("after a buffer of %d bytes was written the writer has asked %d times, want 2", size, asked)
+			if source.asked != 2 || source.writes != 1 {
+				t.Errorf("after a buffer of %d bytes was written the source was asked %d times, want 2, and told %d times, want 1", size, source.asked, source.writes)
 			}
 			w.end(endAtOnce, nil)
 			<-done

@@ -45,6 +45,11 @@ type TaskInfo struct {
 	Run     string // the run's id, unique among all runs of all coordinators
 	Task    int    // the task's index in the run
 	Attempt int    // from 1, greater with each sending of the task
+
+	// Coordinator is who sent the task, by a URI or DNS name of its verified
+	// certificate: the name that WithPeers lists or, without a list, the first;
+	// "" without TLS.
+	Coordinator string
 }
 
 // Key is the same for all attempts at a task and different for all other
@@ -131,7 +136,7 @@ func NewWorker(handler Handler, opts ...WorkerOption) *Worker {
 	for _, o := range opts {
 		o.applyWorker(&config)
 	}
-	return &Worker{
+	w := &Worker{
 		handler:   handler,
 		config:    config,
 		instance:  rand.Text(),
@@ -142,6 +147,8 @@ func NewWorker(handler Handler, opts ...WorkerOption) *Worker {
 		drains:    make(chan struct{}),
 		drained:   make(chan struct{}),
 	}
+	w.config.checkSecurity()
+	return w
 }
 
 // Name returns the worker's name: that of WithName, or the default.
@@ -193,8 +200,20 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) error {
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
-	for failures := 0; ; {
+	fail := func(err error) error {
+		err = fmt.Errorf("taskexec: worker %s: %w", quoteUnlessPlain(w.config.name), err)
+		cancel(err)
+		return err
+	}
+	for checked, failures := false, 0; ; {
 		conn, err := ln.Accept()
+		if err == nil && !checked {
+			if err := w.config.checkAccepted(ln, conn); err != nil {
+				conn.Close()
+				return fail(err)
+			}
+			checked = true
+		}
 		if err == nil {
 			failures = 0
 			sessions.Go(func() { w.serveConn(ctx, conn) })
@@ -208,9 +227,7 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case !w.acceptsAgain(ctx, err, failures):
-			err = fmt.Errorf("taskexec: worker %s: %w", quoteUnlessPlain(w.config.name), err)
-			cancel(err)
-			return err
+			return fail(err)
 		}
 	}
 }
@@ -239,6 +256,11 @@ func (w *Worker) enter(ln *net.Listener) error {
 	}
 	if _, err := w.welcomeLine(); err != nil {
 		return fmt.Errorf("taskexec: worker %s: it has too many categories to name: %w", quoteUnlessPlain(w.config.name), err)
+	}
+	if ln != nil {
+		if err := w.config.checkListener(*ln); err != nil {
+			return err
+		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -381,7 +403,7 @@ func (w *Worker) Stats() WorkerStats {
 		Lost:     w.lost.Load(),
 	}
 	for s := range w.sessions {
-		stats.Waiting += len(s.waiting.list) - s.waiting.head - s.waiting.returned
+		stats.Waiting += s.waiting.len() - s.waiting.returned
 	}
 	return stats
 }
@@ -425,11 +447,13 @@ func (w *Worker) nextJob(s *workerSession) *job {
 func (w *Worker) nextTurn() *job {
 	for len(w.turns) > 0 {
 		s := w.turns[0]
-		w.turns[0] = nil
-		w.turns = w.turns[1:]
-		j := s.waiting.pop()
-		if s.inTurn = !s.waiting.empty(); s.inTurn {
-			w.turns = append(w.turns, s)
+		j := s.waiting.next()
+		s.inTurn = s.waiting.len() > 0
+		if rest := w.turns[:copy(w.turns, w.turns[1:])]; s.inTurn {
+			w.turns = append(rest, s)
+		} else {
+			w.turns[len(rest)] = nil
+			w.turns = rest
 		}
 		if j != nil {
 			j.started = true

@@ -193,22 +193,27 @@ func startWorker(t *testing.T, handler Handler, opts ...WorkerOption) *workerTes
 // startFunc makes a worker on the network of a test that has several.
 type startFunc func(t *testing.T, handler Handler, opts ...WorkerOption) *workerTest
 
-// pipeAndTCP runs body over net.Pipe in a bubble of fake time, and over TCP.
-// Both times no goroutine may be left.
+// pipeAndTCP runs body over net.Pipe in a bubble of fake time, and over TCP,
+// without TLS and with. No goroutine may be left.
 func pipeAndTCP(t *testing.T, body func(t *testing.T, start startFunc)) {
 	t.Run("pipe", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) { body(t, startWorker) })
 	})
-	t.Run("tcp", func(t *testing.T) {
-		before := runtime.NumGoroutine()
-		t.Run("session", func(t *testing.T) { body(t, startTCPWorker) })
-		for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				buf := make([]byte, 1<<20)
-				t.Fatalf("%d goroutines before, %d after:\n%s", before, runtime.NumGoroutine(), buf[:runtime.Stack(buf, true)])
+	for _, network := range []struct {
+		name  string
+		start startFunc
+	}{{"tcp", startTCPWorker}, {"tls", startTLSWorker}} {
+		t.Run(network.name, func(t *testing.T) {
+			before := runtime.NumGoroutine()
+			t.Run("session", func(t *testing.T) { body(t, network.start) })
+			for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					buf := make([]byte, 1<<20)
+					t.Fatalf("%d goroutines before, %d after:\n%s", before, runtime.NumGoroutine(), buf[:runtime.Stack(buf, true)])
+				}
 			}
-		}
-	})
+		})
+	}
 }
 
 func startTCPWorker(t *testing.T, handler Handler, opts ...WorkerOption) *workerTest {
@@ -1259,7 +1264,7 @@ func TestTaskFoundStuckWhileItsReportWaitsIsReportedOnce(t *testing.T) {
 		last := int(started.Load())
 		s := wt.only()
 		s.mu.Lock()
-		j := s.inFlight[last]
+		j, _ := s.inFlight.get(last)
 		s.mu.Unlock()
 		s.stuck(j)
 		got := make(map[int]int)
@@ -1864,16 +1869,17 @@ func TestPeerThatGoesOnPingingDoesNotHoldUpADrain(t *testing.T) {
 func TestUrgentLinesDoNotKeepAWireFromEnding(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, server := net.Pipe()
-		c := newWire(server)
 		pongs := 0
-		c.sendUrgent(message{verb: verbPong, task: pongs})
-		c.end(endAfterAll, []byte("GOODBYE\n"))
-		go c.writeLoop(func(dst []byte) []byte {
+		var c *wire
+		c = newWire(server, sourceFunc(func(dst []byte) []byte {
 			if pongs++; pongs < 1000 {
 				c.sendUrgent(message{verb: verbPong, task: pongs})
 			}
 			return dst
-		})
+		}))
+		c.sendUrgent(message{verb: verbPong, task: pongs})
+		c.end(endAfterAll, []byte("GOODBYE\n"))
+		go c.writeLoop()
 		if all, err := io.ReadAll(client); err != nil || pongs > 10 || !strings.HasSuffix(string(all), "GOODBYE\n") {
 			t.Errorf("%d PONGs, then %q and %v", pongs, cut(string(all), 100), err)
 		}
@@ -2287,7 +2293,7 @@ func TestTaskInfoNamesTheAttempt(t *testing.T) {
 		p.expectReports("DONE 42 ")
 		p.send("RUN 42 3 5000 x")
 		p.expectReports("DONE 42 ")
-		if d := cmp.Diff([]TaskInfo{{"r1", 42, 1}, {"r1", 42, 3}}, []TaskInfo{<-infos, <-infos}); d != "" {
+		if d := cmp.Diff([]TaskInfo{{Run: "r1", Task: 42, Attempt: 1}, {Run: "r1", Task: 42, Attempt: 3}}, []TaskInfo{<-infos, <-infos}); d != "" {
 			t.Errorf("(-want +got):\n%s", d)
 		}
 	})

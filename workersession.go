@@ -15,15 +15,15 @@ import (
 
 // A job is one attempt at a task, and the context of its handler: one
 // allocation for both, since most tasks need no more than the session's
-// context with their name in it.
+// context with their name in it. It is small because there may be millions a
+// second, and a handler may keep its context.
 type job struct {
-	context.Context // the session's
-	session         *workerSession
-	number          int
-	attempt         int
-	timeout         time.Duration
-	instruction     string
-	cost            int
+	session     *workerSession
+	number      int
+	attempt     int
+	timeout     time.Duration
+	instruction string
+	cost        int32
 
 	// guarded by Worker.mu
 	started  bool
@@ -36,45 +36,31 @@ type job struct {
 func (j *job) key() string { return j.info().Key() }
 
 func (j *job) info() TaskInfo {
-	return TaskInfo{Run: j.session.hello.Run, Task: j.number, Attempt: j.attempt}
+	return TaskInfo{Run: j.session.hello.Run, Task: j.number, Attempt: j.attempt, Coordinator: j.session.coordinator}
 }
+
+// The context is the session's.
+func (j *job) Deadline() (time.Time, bool) { return j.session.ctx.Deadline() }
+func (j *job) Done() <-chan struct{}       { return j.session.ctx.Done() }
+func (j *job) Err() error                  { return j.session.ctx.Err() }
 
 func (j *job) Value(key any) any {
 	if _, ok := key.(taskInfoKey); ok {
 		return j
 	}
-	return j.Context.Value(key)
+	return j.session.ctx.Value(key)
 }
 
-// jobs is a list of waiting jobs, first in first out.
+// jobs is a list of waiting jobs.
 type jobs struct {
-	list     []*job
-	head     int
+	fifo[*job]
 	returned int // of those in the list
 }
 
-func (q *jobs) empty() bool { return q.head == len(q.list) }
-
-// push uses the room of jobs that have left before it asks for more: a list
-// that is never empty does not grow with all that has passed through it.
-func (q *jobs) push(j *job) {
-	if len(q.list) == cap(q.list) && 2*q.head >= len(q.list) {
-		n := copy(q.list, q.list[q.head:])
-		clear(q.list[n:])
-		q.list, q.head = q.list[:n], 0
-	}
-	q.list = append(q.list, j)
-}
-
-// pop returns nil if only returned jobs were left.
-func (q *jobs) pop() *job {
-	for q.head < len(q.list) {
-		j := q.list[q.head]
-		q.list[q.head] = nil
-		q.head++
-		if q.head == len(q.list) {
-			q.list, q.head = q.list[:0], 0
-		}
+// next takes the first that was not returned; nil if there is none.
+func (q *jobs) next() *job {
+	for q.len() > 0 {
+		j := q.pop()
 		if !j.returned {
 			return j
 		}
@@ -90,11 +76,11 @@ func (q *jobs) giveBack(j *job) {
 	j.returned = true
 	j.instruction = ""
 	q.returned++
-	if 2*q.returned < len(q.list)-q.head {
+	if 2*q.returned < q.len() {
 		return
 	}
 	kept := q.list[:0]
-	for _, j := range q.list[q.head:] {
+	for _, j := range q.all() {
 		if !j.returned {
 			kept = append(kept, j)
 		}
@@ -106,7 +92,7 @@ func (q *jobs) giveBack(j *job) {
 // takeAll empties the list.
 func (q *jobs) takeAll() []*job {
 	var all []*job
-	for j := q.pop(); j != nil; j = q.pop() {
+	for j := q.next(); j != nil; j = q.next() {
 		all = append(all, j)
 	}
 	return all
@@ -117,24 +103,27 @@ func (q *jobs) takeAll() []*job {
 // the slots that execute its jobs. The reader never waits for anything but
 // input.
 type workerSession struct {
-	worker   *Worker
-	accepted net.Conn // whatever it is wrapped in later
-	wire     *wire
-	hello    hello           // set before any job exists
-	ctx      context.Context // the handlers'; ends with the session
-	cancel   context.CancelCauseFunc
-	slots    sync.WaitGroup
-	over     chan struct{} // closed when the connection is over
-	pulse    sync.WaitGroup
-	batch    []*job       // the reader's: RUNs read and not yet accepted
-	seen     sessionState // the reader's: the latest it knows of
-	idle     allowance    // the reader's
+	worker      *Worker
+	accepted    net.Conn // what it is without TLS
+	wire        *wire
+	coordinator string          // its name, from a verified certificate; set before any job exists
+	hello       hello           // likewise
+	ctx         context.Context // the handlers'; ends with the session
+	cancel      context.CancelCauseFunc
+	slots       sync.WaitGroup
+	secured     chan struct{} // closed when the TLS handshake is over, or there is none
+	over        chan struct{} // closed when the connection is over
+	pulse       sync.WaitGroup
+	batch       []*job       // the reader's: RUNs read and not yet accepted
+	fresh       []job        // the reader's: see newJob
+	seen        sessionState // the reader's: the latest it knows of
+	idle        allowance    // the reader's
 
 	mu       sync.Mutex // guards following
 	room     sync.Cond  // waited on by reports that do not fit
 	out      []byte     // lines for the writer
 	writing  int        // bytes that the writer has taken and not yet written
-	inFlight map[int]*job
+	inFlight table[*job]
 	cost     int // of inFlight
 	state    sessionState
 	pings    map[int]time.Time // when those were sent that have not come back
@@ -156,7 +145,14 @@ const answerBytes = 1 << 20
 
 // serveConn is a whole session.
 func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
-	s := &workerSession{worker: w, accepted: conn, wire: newWire(conn), inFlight: make(map[int]*job), pings: make(map[int]time.Time), over: make(chan struct{})}
+	accepted := conn
+	conn, err := w.config.secure(conn)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	s := &workerSession{worker: w, accepted: accepted, pings: make(map[int]time.Time), secured: make(chan struct{}), over: make(chan struct{})}
+	s.wire = newWire(conn, s)
 	s.room.L = &s.mu
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	if !w.enterStranger(s) {
@@ -168,7 +164,10 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 
 	var writer sync.WaitGroup
 	var writeErr error
-	writer.Go(func() { writeErr = s.wire.writeLoop(s.fill) })
+	writer.Go(func() {
+		<-s.secured
+		writeErr = s.wire.writeLoop()
+	})
 	stop := context.AfterFunc(ctx, func() {
 		s.wire.endWithError(faultf(codeClosing, "the worker is closing"))
 	})
@@ -249,7 +248,11 @@ func (s *workerSession) lastWords(readErr error, finished bool) {
 // greet reads HELLO and answers WELCOME.
 func (s *workerSession) greet() error {
 	w := s.worker
-	s.wire.setReadDeadline(time.Now().Add(w.config.handshakeTimeout))
+	deadline := time.Now().Add(w.config.handshakeTimeout)
+	if err := s.handshake(deadline); err != nil {
+		return err
+	}
+	s.wire.setReadDeadline(deadline)
 	m, err := s.wire.read()
 	var fault *ProtocolError
 	switch {
@@ -385,8 +388,9 @@ func (s *workerSession) handle(m message) error {
 		return nil
 	}
 	if m.verb == verbRun { // of a state that has changed meanwhile, admit will know
-		j := &job{Context: s.ctx, session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
-		j.cost = taskCost(len(m.text)) // without the verb and numbers: never more than the coordinator counts
+		j := s.newJob()
+		*j = job{session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
+		j.cost = int32(taskCost(len(m.text))) // without the verb and numbers: never more than the coordinator counts
 		s.batch = append(s.batch, j)
 		return s.idle.note(verbRun)
 	}
@@ -415,6 +419,18 @@ func (s *workerSession) handle(m message) error {
 	return nil
 }
 
+// newJob returns an unused job. Jobs that come together are allocated together,
+// but not so many that one whose handler takes long holds on to much.
+func (s *workerSession) newJob() *job {
+	const most = 64
+	if len(s.fresh) == 0 {
+		s.fresh = make([]job, min(len(s.batch)+1, most))
+	}
+	j := &s.fresh[0]
+	s.fresh = s.fresh[1:]
+	return j
+}
+
 func (s *workerSession) currentState() sessionState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -435,6 +451,7 @@ func (s *workerSession) acceptBatch() error {
 	if back, err := s.admit(batch); back || err != nil {
 		return err
 	}
+	s.keepLittle(batch)
 	w := s.worker
 	var beside []*job // those whose earlier attempt still runs here
 	w.mu.Lock()
@@ -464,6 +481,22 @@ func (s *workerSession) acceptBatch() error {
 	return nil
 }
 
+// keepLittle copies the instructions of a batch if they would hold on to much
+// more than themselves: they are cut from all that was read with them, and a peer
+// decides what that is.
+func (s *workerSession) keepLittle(batch []*job) {
+	bytes := 0
+	for _, j := range batch {
+		bytes += int(j.cost)
+	}
+	if bytes >= s.wire.in.batch/4 {
+		return
+	}
+	for _, j := range batch {
+		j.instruction = strings.Clone(j.instruction)
+	}
+}
+
 // admit enters jobs as in flight, or gives them back in a session that takes
 // no more.
 func (s *workerSession) admit(batch []*job) (back bool, err error) {
@@ -477,14 +510,14 @@ func (s *workerSession) admit(batch []*job) (back bool, err error) {
 			s.appendReport(message{verb: verbReturn, task: j.number})
 			continue
 		}
-		if s.inFlight[j.number] != nil {
+		if _, twice := s.inFlight.get(j.number); twice {
 			return false, faultf(codeTask, "task %d is already in flight", j.number)
 		}
-		if s.cost > 0 && s.cost+j.cost > windowBytes {
+		if s.cost > 0 && s.cost+int(j.cost) > windowBytes {
 			return false, faultf(codeWindow, "more in flight than the %d tasks and %d bytes granted", windowTasks, windowBytes)
 		}
-		s.inFlight[j.number] = j
-		s.cost += j.cost
+		s.inFlight.put(j.number, j)
+		s.cost += int(j.cost)
 		if j.attempt > 1 {
 			s.worker.repeated.Add(1)
 		}
@@ -492,13 +525,18 @@ func (s *workerSession) admit(batch []*job) (back bool, err error) {
 	return s.state == sessionReturns, s.flooded()
 }
 
-// appendReport adds a line for the writer. s.mu is held.
+// appendReport adds a line for the writer, and wakes it. s.mu is held.
 func (s *workerSession) appendReport(m message) {
+	s.addReport(m)
+	s.wire.wakeWriter()
+}
+
+// addReport adds a line. s.mu is held.
+func (s *workerSession) addReport(m message) {
 	if m.verb == verbReturn {
 		s.worker.returned.Add(1)
 	}
 	s.out = appendMessage(s.out, m)
-	s.wire.wakeWriter()
 }
 
 // flooded says whether the reader's own answers pile up unread, beside as many
@@ -514,9 +552,9 @@ func (s *workerSession) flooded() error {
 // reported, is left alone: the report tells the coordinator.
 func (s *workerSession) recall(number int) error {
 	s.mu.Lock()
-	j := s.inFlight[number]
+	j, ok := s.inFlight.get(number)
 	s.mu.Unlock()
-	if j == nil {
+	if !ok {
 		return nil
 	}
 	w := s.worker
@@ -571,8 +609,8 @@ func (s *workerSession) returnAll(unstarted []*job, state sessionState) error {
 
 // settle takes j out of what is in flight. s.mu is held.
 func (s *workerSession) settle(j *job) {
-	delete(s.inFlight, j.number)
-	s.cost -= j.cost
+	s.inFlight.take(j.number)
+	s.cost -= int(j.cost)
 }
 
 // drain tells the coordinator that no more is taken, gives back what has not
@@ -600,7 +638,7 @@ func (s *workerSession) sayGoodbyeIfDrained() {
 		return
 	}
 	s.mu.Lock()
-	say := s.state == sessionReturns && len(s.inFlight) == 0
+	say := s.state == sessionReturns && s.inFlight.len() == 0
 	if say {
 		s.state = sessionFinished
 	}
@@ -622,7 +660,7 @@ func (s *workerSession) finish() bool {
 	finished := s.state == sessionFinished
 	s.state = sessionFinished
 	if !finished {
-		s.worker.lost.Add(int64(len(unstarted) + len(s.inFlight)))
+		s.worker.lost.Add(int64(len(unstarted) + s.inFlight.len()))
 	}
 	s.room.Broadcast()
 	return finished
@@ -632,7 +670,7 @@ func (s *workerSession) finish() bool {
 func (s *workerSession) started() []*job {
 	s.mu.Lock()
 	var list []*job
-	for _, j := range s.inFlight {
+	for _, j := range s.inFlight.all {
 		list = append(list, j)
 	}
 	s.mu.Unlock()
@@ -649,8 +687,15 @@ func (s *workerSession) fill(buf []byte) []byte {
 	defer s.mu.Unlock()
 	buf, s.out = s.out, buf
 	s.writing = len(buf)
-	s.room.Broadcast()
 	return buf
+}
+
+// written makes room for as much as was written.
+func (s *workerSession) written() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writing = 0
+	s.room.Broadcast()
 }
 
 // runSlot executes j and then whatever nextJob gives, until the slot goes to
@@ -663,32 +708,51 @@ func (s *workerSession) runSlot(j *job) {
 		}
 		// The handler called runtime.Goexit: this goroutine is ending, and
 		// the slot needs another.
-		if j := s.worker.nextJob(s); j != nil {
+		if j := s.nextJob(); j != nil {
 			s.slots.Go(func() { s.runSlot(j) })
 		}
 	}()
-	for j != nil {
-		s.execute(j)
-		j = s.worker.nextJob(s)
+	for start := s.wire.age(); j != nil; j = s.nextJob() {
+		start = s.execute(j, start)
 	}
 	over = true
 }
 
-// execute calls the handler and reports what it returned.
-func (s *workerSession) execute(j *job) {
+// nextJob lets the slot go on when its report is added. The report does not
+// wait for what the slot does next: it is on its way, or somebody is awake who
+// sends it.
+func (s *workerSession) nextJob() *job {
+	j := s.worker.nextJob(s)
+	if j == nil {
+		s.wire.flush() // this goroutine has nothing else to do
+	} else {
+		s.wire.wakeWriter()
+	}
+	return j
+}
+
+// execute calls the handler and adds a report of what it returned. It is given
+// the time, since the session began, and returns it: looking at the clock is a
+// good part of what a short task costs.
+func (s *workerSession) execute(j *job, start time.Duration) (end time.Duration) {
 	if s.ctx.Err() != nil {
 		// The session was canceled or lost before its list was emptied.
 		s.report(j, message{verb: verbReturn, task: j.number})
-		return
+		return start
 	}
-	start := time.Now()
 	m := message{verb: verbFail, task: j.number, word: kindPanic, text: "the handler ended its goroutine (runtime.Goexit)"}
 	// Deferred, so that a Goexit is reported too.
-	defer func() { s.report(j, m) }()
+	defer func() {
+		if s.report(j, m) {
+			end = s.wire.age() // the wait is none of the next task's time
+		}
+	}()
 	m = s.call(j)
+	end = s.wire.age()
 	if m.verb == verbDone {
-		m.time = time.Since(start)
+		m.time = end - start
 	}
+	return end
 }
 
 // call calls the handler and turns what it returns, or panics with, into a
@@ -741,7 +805,8 @@ func (s *workerSession) stuck(j *job) {
 	w.stuck[j.key()] = j
 	w.mu.Unlock()
 	s.mu.Lock()
-	j.stuck = s.inFlight[j.number] == j && s.state < sessionFinished
+	held, _ := s.inFlight.get(j.number)
+	j.stuck = held == j && s.state < sessionFinished
 	if j.stuck {
 		s.settle(j)
 		s.appendReport(message{verb: verbFail, task: j.number, word: kindStuck,
@@ -785,8 +850,9 @@ func shortStack(stack []byte) string {
 	return cut(s, maxFailText/2)
 }
 
-// report queues the report of a job that ran, as soon as there is room.
-func (s *workerSession) report(j *job, m message) {
+// report adds the report of a job that ran, as soon as there is room, and says
+// whether it had to wait for that.
+func (s *workerSession) report(j *job, m message) (waited bool) {
 	switch m.verb {
 	case verbDone:
 		s.worker.done.Add(1)
@@ -796,33 +862,35 @@ func (s *workerSession) report(j *job, m message) {
 	}
 	s.mu.Lock()
 	for !j.stuck && s.state < sessionFinished && len(s.out)+s.writing > reportBytes {
+		waited = true
 		s.room.Wait()
 	}
 	if m.verb != verbDone && s.givenUp() && !j.stuck {
 		// A failure may well be a consequence, and the task deserves another
 		// worker. It stays in flight, so that no GOODBYE disowns it.
 		s.mu.Unlock()
-		return
+		return waited
 	}
 	if j.stuck { // perhaps only while it waited for room
 		s.mu.Unlock()
 		s.worker.unstick(j)
-		return
+		return waited
 	}
 	s.settle(j)
 	if s.state < sessionFinished {
 		before := len(s.out)
-		s.appendReport(m)
+		s.addReport(m)
 		if n := len(s.out) - before; n > s.hello.MaxLine {
 			s.out = s.out[:before]
 			// An output is not cut: half of one would pass for a whole.
-			s.appendReport(message{verb: verbFail, task: j.number, word: kindOutput,
+			s.addReport(message{verb: verbFail, task: j.number, word: kindOutput,
 				text: fmt.Sprintf("the output needs a line of %d bytes, over the coordinator's limit of %d", n, s.hello.MaxLine)})
 		}
 	}
-	draining := s.state == sessionReturns && len(s.inFlight) == 0
+	draining := s.state == sessionReturns && s.inFlight.len() == 0
 	s.mu.Unlock()
 	if draining {
 		s.sayGoodbyeIfDrained()
 	}
+	return waited
 }

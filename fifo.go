@@ -1,0 +1,38 @@
+package taskexec
+
+// A fifo is a list from which is taken what was put in first. The zero value is
+// empty.
+type fifo[T any] struct {
+	list []T
+	head int // of list; what was before it has been taken
+}
+
+func (f *fifo[T]) len() int { return len(f.list) - f.head }
+
+// first is what pop will take. There is something.
+func (f *fifo[T]) first() T { return f.list[f.head] }
+
+// all is what is in the list, valid until that changes.
+func (f *fifo[T]) all() []T { return f.list[f.head:] }
+
+// push uses the room of what was taken before it asks for more: a list that is
+// never empty does not grow with all that passes through it.
+func (f *fifo[T]) push(v T) {
+	if len(f.list) == cap(f.list) && 2*f.head >= len(f.list) {
+		n := copy(f.list, f.all())
+		clear(f.list[n:])
+		f.list, f.head = f.list[:n], 0
+	}
+	f.list = append(f.list, v)
+}
+
+// pop takes the first. There is something.
+func (f *fifo[T]) pop() T {
+	v := f.list[f.head]
+	clear(f.list[f.head : f.head+1])
+	f.head++
+	if f.head == len(f.list) {
+		f.list, f.head = f.list[:0], 0
+	}
+	return v
+}

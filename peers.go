@@ -1,0 +1,129 @@
+package taskexec
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// A Peer is what one certificate may be used for. See WithPeers.
+type Peer struct {
+	// Name is a URI or DNS name among the certificate's subject alternative
+	// names, exactly as it stands there: "spiffe://example.org/worker/7",
+	// "build-7.example.org". A wildcard is no more than its own text.
+	Name string
+
+	// Coordinator lets the peer send tasks to workers that have this list.
+	Coordinator bool
+
+	// Categories are those that coordinators with this list let the peer
+	// execute.
+	Categories []string
+}
+
+// WithPeers lists who may be what, by the certificate: a worker takes sessions
+// only from a peer whose name is listed as a coordinator, and a coordinator
+// takes a worker for a category only if the peer's name is listed with it. The
+// same list can be handed to all of them. Called again, it adds to the list.
+// The default is no list: see WithTLS for who may be what then.
+//
+// Only URI and DNS names among the subject alternative names count, and one that
+// matches is enough; common names and other parts of the subject do not. On a
+// coordinator the list takes the place of the host name: a worker may be at any
+// address.
+//
+// It needs TLS, by WithTLS or from a dialer or listener whose connections are
+// *tls.Conn and that verifies certificates. A list without that, an empty one, a
+// Peer without a name, listed twice, for nothing at all, or with a category that
+// is not 1 to 255 bytes of UTF-8 without control characters is an error: of
+// NewCoordinator, and of a worker's Serve, ListenAndServe and ServeConn.
+func WithPeers(peers ...Peer) Option {
+	return option(func(c *commonConfig) {
+		if c.peers == nil {
+			c.peers = make(map[string]Peer)
+		}
+		if len(peers) == 0 {
+			c.addError("WithPeers: no peer is listed")
+		}
+		for _, p := range peers {
+			if p.Name == "" {
+				c.addError("WithPeers: a peer has no name")
+				continue
+			}
+			if _, ok := c.peers[p.Name]; ok {
+				c.addError("WithPeers: %s is listed twice", quote(p.Name))
+			}
+			if !p.Coordinator && len(p.Categories) == 0 {
+				c.addError("WithPeers: %s is listed for nothing; set Coordinator or Categories, or leave it out", quote(p.Name))
+			}
+			for _, category := range p.Categories {
+				if !validCategory(category) {
+					c.addError("WithPeers: %s: category %s is not 1 to %d bytes of UTF-8 without control characters", quote(p.Name), quote(category), maxNameLen)
+				}
+			}
+			p.Categories = slices.Clone(p.Categories)
+			c.peers[p.Name] = p
+		}
+	})
+}
+
+// coordinatorName is the name of a coordinator with these verified chains: the
+// one that is listed or, without a list, its first; "" if there are no chains.
+func (c *commonConfig) coordinatorName(chains [][]*x509.Certificate) (string, error) {
+	names := peerNames(chains)
+	if c.peers != nil {
+		return c.listedName(names, "as a coordinator", func(p Peer) bool { return p.Coordinator })
+	}
+	if len(names) == 0 {
+		return "", nil
+	}
+	return names[0], nil
+}
+
+// checkWorkerName refuses a worker that is not listed for category.
+func (c *commonConfig) checkWorkerName(chains [][]*x509.Certificate, category string) error {
+	_, err := c.listedName(peerNames(chains), "for category "+quote(category), func(p Peer) bool {
+		return slices.Contains(p.Categories, category)
+	})
+	return err
+}
+
+// listedName is the first of names that is listed and may. The error is a
+// *refusedError.
+func (c *commonConfig) listedName(names []string, role string, may func(Peer) bool) (string, error) {
+	for _, name := range names {
+		if p, ok := c.peers[name]; ok && may(p) {
+			return name, nil
+		}
+	}
+	if len(names) == 0 {
+		return "", &refusedError{errors.New("WithPeers lists names, and there is no verified certificate with a URI or DNS name")}
+	}
+	const most = 3 // of a peer's choice
+	shown := make([]string, 0, most)
+	for _, name := range names[:min(most, len(names))] {
+		shown = append(shown, quote(name))
+	}
+	more := ""
+	if n := len(names) - len(shown); n > 0 {
+		more = fmt.Sprintf(" and %d more", n)
+	}
+	return "", &refusedError{fmt.Errorf("the certificate is for %s%s, which WithPeers does not list %s", strings.Join(shown, ", "), more, role)}
+}
+
+// peerNames are the URI and DNS names of a verified certificate; none if there
+// is no chain that verifies it. Names from the subject are never looked at:
+// how they are to be read is anybody's guess.
+func peerNames(chains [][]*x509.Certificate) []string {
+	if len(chains) == 0 || len(chains[0]) == 0 {
+		return nil
+	}
+	cert := chains[0][0]
+	names := make([]string, 0, len(cert.URIs)+len(cert.DNSNames))
+	for _, uri := range cert.URIs {
+		names = append(names, uri.String())
+	}
+	return append(names, cert.DNSNames...)
+}

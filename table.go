@@ -1,0 +1,116 @@
+package taskexec
+
+import "math/bits"
+
+// A table finds what is in flight in a session by its task's number. A map
+// would do, at four times the cost of what is on the path of every task on both
+// sides. Collisions are looked for in the neighbourhood (linear probing), and a
+// peer that chose its numbers to collide would cost no more than the window is
+// wide.
+//
+// The zero value is empty.
+type table[V any] struct {
+	entries []tableEntry[V] // a power of two, never more than half of them used
+	used    int
+}
+
+type tableEntry[V any] struct {
+	key   uint // the number plus 1; 0 is unused
+	value V
+}
+
+func (t *table[V]) len() int { return t.used }
+
+// home is where key belongs. Numbers that follow one another have places that
+// do, so that a run walks through the memory of the table, and does not jump;
+// those that are a multiple of its size apart are told apart by their higher
+// digits.
+func (t *table[V]) home(key uint) int {
+	digit := uint(bits.Len(uint(len(t.entries) - 1)))
+	return int((key + key>>digit + key>>(2*digit)) & uint(len(t.entries)-1))
+}
+
+// find returns where number is, or the free place where it would be. There is
+// room.
+func (t *table[V]) find(number int) (i int, found bool) {
+	key := uint(number) + 1
+	i = t.home(key)
+	for t.entries[i].key != key {
+		if t.entries[i].key == 0 {
+			return i, false
+		}
+		i = (i + 1) & (len(t.entries) - 1)
+	}
+	return i, true
+}
+
+func (t *table[V]) get(number int) (v V, ok bool) {
+	if t.used == 0 {
+		return v, false
+	}
+	i, ok := t.find(number)
+	return t.entries[i].value, ok
+}
+
+// put enters v, and reports false, and does nothing, if number is there
+// already.
+func (t *table[V]) put(number int, v V) bool {
+	if 2*t.used >= len(t.entries) {
+		t.grow()
+	}
+	i, found := t.find(number)
+	if found {
+		return false
+	}
+	t.entries[i] = tableEntry[V]{uint(number) + 1, v}
+	t.used++
+	return true
+}
+
+func (t *table[V]) grow() {
+	old := t.entries
+	t.entries = make([]tableEntry[V], max(16, 2*len(old)))
+	for _, e := range old {
+		if e.key != 0 {
+			i, _ := t.find(int(e.key - 1))
+			t.entries[i] = e
+		}
+	}
+}
+
+// take takes number out, and returns what was there.
+func (t *table[V]) take(number int) (v V, ok bool) {
+	if t.used == 0 {
+		return v, false
+	}
+	i, ok := t.find(number)
+	if !ok {
+		return v, false
+	}
+	v = t.entries[i].value
+	// Whatever follows without a gap moves up if it may, so that it is found
+	// without marks for what was deleted.
+	last := len(t.entries) - 1
+	for j := (i + 1) & last; t.entries[j].key != 0; j = (j + 1) & last {
+		if home := t.home(t.entries[j].key); (j-home)&last >= (j-i)&last {
+			t.entries[i] = t.entries[j]
+			i = j
+		}
+	}
+	t.entries[i] = tableEntry[V]{}
+	t.used--
+	return v, true
+}
+
+// all gives the numbers and what is with them, in no order. The table must not
+// be changed meanwhile.
+func (t *table[V]) all(yield func(int, V) bool) {
+	for _, e := range t.entries {
+		if e.key != 0 && !yield(int(e.key-1), e.value) {
+			return
+		}
+	}
+}
+
+// clear empties the table.
+func (t *table[V]) clear() { *t = table[V]{} }

@@ -1,0 +1,875 @@
+package taskexec
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// tlsNow is what the clocks of these tests say, so that a certificate is expired
+// because it says so.
+var tlsNow = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// A testCA makes certificates.
+type testCA struct {
+	t    testing.TB
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pool *x509.CertPool
+}
+
+func newTestCA(t testing.TB, name string) *testCA {
+	t.Helper()
+	ca := &testCA{t: t, pool: x509.NewCertPool()}
+	template := &x509.Certificate{
+		Subject:               pkix.Name{CommonName: name},
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageCertSign,
+	}
+	ca.cert = ca.sign(template).Leaf
+	ca.pool.AddCert(ca.cert)
+	return ca
+}
+
+// issue makes a certificate for names, URIs if they have a scheme and DNS names
+// otherwise. change, if not nil, changes it before it is signed.
+func (ca *testCA) issue(change func(*x509.Certificate), names ...string) tls.Certificate {
+	ca.t.Helper()
+	template := &x509.Certificate{
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}
+	for _, name := range names {
+		if uri, err := url.Parse(name); err == nil && uri.Scheme != "" {
+			template.URIs = append(template.URIs, uri)
+		} else if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
+	if change != nil {
+		change(template)
+	}
+	return ca.sign(template)
+}
+
+func (ca *testCA) sign(template *x509.Certificate) tls.Certificate {
+	ca.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		ca.t.Fatal(err)
+	}
+	if template.NotAfter.IsZero() {
+		template.NotBefore, template.NotAfter = tlsNow.Add(-time.Hour), tlsNow.Add(time.Hour)
+	}
+	template.SerialNumber = big.NewInt(1)
+	issuer, signer := ca.cert, ca.key
+	if issuer == nil { // the authority's own
+		ca.key = key
+		issuer, signer = template, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), signer)
+	if err != nil {
+		ca.t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		ca.t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// config is for either role: with that certificate, trusting the authority.
+func (ca *testCA) config(cert tls.Certificate) *tls.Config {
+	return &tls.Config{
+		Certificates: []tls.Certificate{cert},
+		RootCAs:      ca.pool,
+		ClientCAs:    ca.pool,
+		Time:         func() time.Time { return tlsNow },
+	}
+}
+
+const (
+	coordinatorURI = "spiffe://test/coordinator"
+	workerURI      = "spiffe://test/worker"
+)
+
+// thePeers are who may be what in these tests.
+var thePeers = []Peer{{Name: coordinatorURI, Coordinator: true}, {Name: workerURI, Categories: []string{"a"}}}
+
+// countedListener counts what it has accepted.
+type countedListener struct {
+	net.Listener
+	accepted atomic.Int32
+}
+
+func (l *countedListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err == nil {
+		l.accepted.Add(1)
+	}
+	return conn, err
+}
+
+func listenTCP(t *testing.T) *countedListener {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &countedListener{Listener: ln}
+}
+
+// A certificate that is not what it should be, on either side, ends a run at
+// once, before anything is executed, and the error says why. The worker goes on
+// for those that are as they should be.
+func TestTLSLetsInWhoBelongs(t *testing.T) {
+	ca, stranger := newTestCA(t, "ours"), newTestCA(t, "theirs")
+	expired := func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = tlsNow.Add(-2*time.Hour), tlsNow.Add(-time.Hour)
+	}
+	notYet := func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = tlsNow.Add(time.Hour), tlsNow.Add(2*time.Hour)
+	}
+	goodCoordinator, goodWorker := ca.issue(nil, coordinatorURI), ca.issue(nil, workerURI)
+	forced := func(cert tls.Certificate) *tls.Config {
+		config := ca.config(tls.Certificate{})
+		config.Certificates = nil
+		// Certificates are only sent if they are of an authority that the server
+		// asks for.
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
+		return config
+	}
+	for _, test := range []struct {
+		reason      string
+		coordinator *tls.Config
+		worker      tls.Certificate
+		category    string
+		want        string // in the error; none if it is let in
+	}{
+		{"right", ca.config(goodCoordinator), goodWorker, "a", ""},
+		{"right, by GetClientCertificate", forced(goodCoordinator), goodWorker, "a", ""},
+		{"right, with a second name", ca.config(ca.issue(nil, "other.test", coordinatorURI)), goodWorker, "a", ""},
+		{"none", forced(tls.Certificate{}), goodWorker, "a", "refused the TLS handshake: tls: certificate required"},
+		{"unknown authority, so that none is sent", ca.config(stranger.issue(nil, coordinatorURI)), goodWorker, "a", "refused the TLS handshake: tls: certificate required"},
+		{"wrong certificate forced upon the worker", forced(stranger.issue(nil, coordinatorURI)), goodWorker, "a", "refused the TLS handshake: tls: unknown certificate authority"},
+		{"expired", ca.config(ca.issue(expired, coordinatorURI)), goodWorker, "a", "refused the TLS handshake: tls: expired certificate"},
+		{"not yet valid", ca.config(ca.issue(notYet, coordinatorURI)), goodWorker, "a", "refused the TLS handshake: tls: expired certificate"},
+		{"wrong role: a worker that would be a coordinator", ca.config(goodWorker), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
+		{"wrong role: a certificate for servers", ca.config(ca.issue(func(c *x509.Certificate) {
+			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+		}, coordinatorURI)), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
+		{"the right name in the wrong place", ca.config(ca.issue(func(c *x509.Certificate) {
+			c.Subject.CommonName = coordinatorURI
+		}, "other.test")), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
+		{"the right name in another case", ca.config(ca.issue(nil, "spiffe://test/Coordinator")), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
+
+		{"right authority, wrong category", ca.config(goodCoordinator), goodWorker, "b", `"spiffe://test/worker", which WithPeers does not list for category "b"`},
+		{"a coordinator that would be a worker", ca.config(goodCoordinator), goodCoordinator, "a", `"spiffe://test/coordinator", which WithPeers does not list for category "a"`},
+		{"a worker of an unknown authority", ca.config(goodCoordinator), stranger.issue(nil, workerURI), "a", "unknown authority"},
+		{"a worker's expired certificate", ca.config(goodCoordinator), ca.issue(expired, workerURI), "a", "has expired"},
+		{"a worker's certificate of tomorrow", ca.config(goodCoordinator), ca.issue(notYet, workerURI), "a", "not yet valid"},
+		{"a worker's certificate for clients", ca.config(goodCoordinator), ca.issue(func(c *x509.Certificate) {
+			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+		}, workerURI), "a", "key usage"},
+		{"a worker without a name", ca.config(goodCoordinator), ca.issue(nil), "a", "no verified certificate with a URI or DNS name"},
+		{"a worker's name in the wrong place", ca.config(goodCoordinator), ca.issue(func(c *x509.Certificate) {
+			c.Subject.CommonName = workerURI
+		}, "127.0.0.1"), "a", "no verified certificate with a URI or DNS name"},
+	} {
+		t.Run(test.reason, func(t *testing.T) {
+			ln := listenTCP(t)
+			var executed atomic.Int32
+			handler := HandlerFunc(func(ctx context.Context, task Task) (string, error) {
+				executed.Add(1)
+				info, _ := TaskInfoFrom(ctx)
+				return info.Coordinator, nil
+			})
+			serveTest(t, ln, nil, handler, WithTLS(ca.config(test.worker)), WithPeers(thePeers...))
+			var opened atomic.Int32
+			c := newTestCoordinator(t, WithWorkers(test.category, ln.Addr().String()), WithTLS(test.coordinator), WithPeers(thePeers...),
+				WithObserver(Observer{SessionOpened: func(SessionOpenedInfo) { opened.Add(1) }}))
+			tasks := tasksOf(test.category, 3)
+			report, err := c.Run(t.Context(), tasks)
+			checkReport(t, tasks, report, err)
+			if test.want == "" {
+				if err != nil || report.Results[2].Output != coordinatorURI || opened.Load() != 1 {
+					t.Errorf("got %v, %d sessions and the coordinator's name %q", err, opened.Load(), report.Results[2].Output)
+				}
+				return
+			}
+			var we *WorkerError
+			if !errors.As(err, &we) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v\nwant a *WorkerError that says %s", err, test.want)
+			}
+			if executed.Load() != 0 || opened.Load() != 0 || ln.accepted.Load() != 1 {
+				t.Errorf("%d tasks executed, %d sessions opened, %d dials", executed.Load(), opened.Load(), ln.accepted.Load())
+			}
+			if test.worker.Leaf == goodWorker.Leaf { // others get on
+				c := newTestCoordinator(t, WithWorkers("a", ln.Addr().String()), WithTLS(ca.config(goodCoordinator)), WithPeers(thePeers...))
+				if _, err := c.Run(t.Context(), tasksOf("a", 1)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// startTLSWorker is as startTCPWorker, over TLS.
+func startTLSWorker(t *testing.T, handler Handler, opts ...WorkerOption) *workerTest {
+	ca := newTestCA(t, "ours")
+	config := ca.config(ca.issue(nil, "test"))
+	config.ServerName = "test"
+	wt := startTCPWorker(t, handler, append(opts, WithTLS(config))...)
+	dial := wt.connect
+	wt.connect = func() net.Conn { return tls.Client(dial(), config) }
+	return wt
+}
+
+// bothConfigs are for a worker at any address and a coordinator.
+func bothConfigs(t testing.TB) (worker, coordinator *tls.Config) {
+	ca := newTestCA(t, "ours")
+	worker, coordinator = ca.config(ca.issue(nil, "worker.test")), ca.config(ca.issue(nil, "coordinator.test"))
+	coordinator.ServerName = "worker.test"
+	return worker, coordinator
+}
+
+func TestTLSRunsTheNineOverAPipe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forWorker, forCoordinator := bothConfigs(t)
+		cl := newCluster(t)
+		opts := []CoordinatorOption{WithTLS(forCoordinator), WithWorkerShutdown()}
+		for _, category := range []string{"a", "b", "c"} {
+			cl.worker(category+":1", func(ctx context.Context, task Task) (string, error) {
+				info, _ := TaskInfoFrom(ctx)
+				return info.Coordinator, nil
+			}, WithCategories(category), WithTLS(forWorker))
+			opts = append(opts, WithWorkers(category, category+":1"))
+		}
+		start := time.Now()
+		report, err := cl.coordinator(opts...).Run(t.Context(), mustParse(t, theNine))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took != 0 {
+			t.Errorf("took %v, though nothing takes time", took)
+		}
+		for _, r := range report.Results {
+			if r.Output != "coordinator.test" {
+				t.Errorf("task %d was executed for coordinator %q", r.Index, r.Output)
+			}
+		}
+	})
+}
+
+// A worker's session over TLS ends with GOODBYE or with its coordinator's close
+// as it does without.
+func TestTLSSessionEndsCleanly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forWorker, forCoordinator := bothConfigs(t)
+		for _, opts := range [][]CoordinatorOption{nil, {WithWorkerShutdown()}} {
+			served := make(chan error, 1)
+			dial := func(context.Context, string, string) (net.Conn, error) {
+				client, server := net.Pipe()
+				go func() { served <- NewWorker(parrot, WithTLS(forWorker)).ServeConn(t.Context(), server) }()
+				return client, nil
+			}
+			c := newTestCoordinator(t, append(opts, WithDialer(dial), WithTLS(forCoordinator), WithWorkers("a", "w:1"))...)
+			if _, err := c.Run(t.Context(), mustParse(t, "a1")); err != nil {
+				t.Error(err)
+			}
+			if err := <-served; err != nil {
+				t.Errorf("ServeConn returned %v", err)
+			}
+		}
+	})
+}
+
+// mutePeer completes a handshake, exchanges greetings, and reads only what it
+// is told to.
+func mutePeer(t *testing.T, conn net.Conn) *peer {
+	p := newPeer(t, conn)
+	p.send(helloA)
+	p.expect("WELCOME …")
+	return p
+}
+
+func TestTLSEndsWithinASecondThoughThePeerDoesNotRead(t *testing.T) {
+	forWorker, forCoordinator := bothConfigs(t)
+	within := func(t *testing.T, start time.Time) {
+		t.Helper()
+		if took := time.Since(start); took > lastWordsTimeout {
+			t.Errorf("took %v", took)
+		}
+	}
+	for _, reads := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			client, server := net.Pipe()
+			defer client.Close()
+			ctx, cancel := context.WithCancel(t.Context())
+			served := make(chan error, 1)
+			go func() { served <- NewWorker(parrot, WithTLS(forWorker)).ServeConn(ctx, server) }()
+			p := mutePeer(t, tls.Client(client, forCoordinator))
+			start := time.Now()
+			cancel()
+			if reads { // the last line, and not the goodbye of TLS
+				p.expect("ERROR closing …")
+			}
+			<-served
+			within(t, start)
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer server.Close()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			p := newPeer(t, tls.Server(server, forWorker))
+			p.welcome()
+			p.expect("RUN 0 1 0 a1")
+			p.send("DONE 0 0")
+		}()
+		c := newTestCoordinator(t, WithTLS(forCoordinator), WithWorkers("a", "w:1"),
+			WithDialer(func(context.Context, string, string) (net.Conn, error) { return client, nil }))
+		start := time.Now()
+		if _, err := c.Run(t.Context(), mustParse(t, "a1")); err != nil {
+			t.Error(err)
+		}
+		within(t, start)
+		<-done
+	})
+}
+
+// Last words and what came before them get through, whatever the peer still
+// sends.
+func TestTLSLastWordsReachAPeerThatWrites(t *testing.T) {
+	forWorker, forCoordinator := bothConfigs(t)
+	ln := listenTCP(t)
+	wt := serveTest(t, ln, func() net.Conn {
+		conn, err := tls.Dial("tcp", ln.Addr().String(), forCoordinator)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		return conn
+	}, parrot, WithTLS(forWorker))
+	p := wt.session()
+	go p.conn.Write(bytes.Repeat([]byte("NONSENSE\n"), 200_000))
+	p.expect("ERROR syntax …")
+	if rest, err := io.ReadAll(p.in); len(rest) > 0 || err != nil {
+		t.Errorf("got %q and %v after the last words", rest, err)
+	}
+	wt.expectServing()
+}
+
+// The handshake is part of what WithHandshakeTimeout bounds, on either side.
+func TestTLSHandshakeCountsAsPartOfTheGreeting(t *testing.T) {
+	forWorker, forCoordinator := bothConfigs(t)
+	for _, test := range []struct {
+		reason string
+		play   func(conn net.Conn)
+	}{
+		{"silence", func(net.Conn) {}},
+		{"a handshake that begins", func(conn net.Conn) { conn.Write([]byte{22, 3, 1}) }},
+		{"a slow handshake, and then silence", func(conn net.Conn) {
+			time.Sleep(7 * time.Second)
+			secured := tls.Client(conn, forCoordinator)
+			if err := secured.Handshake(); err != nil {
+				t.Error(err)
+			}
+			io.Copy(io.Discard, secured)
+		}},
+		{"a handshake a byte a second", func(conn net.Conn) {
+			tls.Client(slowConn{conn}, forCoordinator).Handshake()
+		}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			client, server := net.Pipe()
+			start := time.Now()
+			played := make(chan struct{})
+			go func() { defer close(played); test.play(client) }()
+			err := NewWorker(parrot, WithTLS(forWorker)).ServeConn(t.Context(), server)
+			var fault *ProtocolError
+			if took := time.Since(start); !errors.As(err, &fault) || fault.Code != codeTimeout || took < 10*time.Second || took > 11*time.Second {
+				t.Errorf("%s: got %v after %v", test.reason, err, took)
+			}
+			client.Close()
+			<-played
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer server.Close()
+		go io.Copy(io.Discard, server)
+		c := newTestCoordinator(t, WithTLS(forCoordinator), WithWorkers("a", "w:1"), WithWorkerWait(0),
+			WithDialer(func(context.Context, string, string) (net.Conn, error) { return client, nil }))
+		start := time.Now()
+		_, err := c.Run(t.Context(), mustParse(t, "a1"))
+		if took := time.Since(start); err == nil || !strings.Contains(err.Error(), "no TLS handshake within 10s") || took != 10*time.Second {
+			t.Errorf("a silent worker: got %v after %v", err, took)
+		}
+	})
+}
+
+// slowConn writes a byte a second.
+type slowConn struct{ net.Conn }
+
+func (c slowConn) Write(b []byte) (int, error) {
+	for i := range b {
+		time.Sleep(time.Second)
+		if _, err := c.Conn.Write(b[i : i+1]); err != nil {
+			return i, err
+		}
+	}
+	return len(b), nil
+}
+
+// Who does not get on with the handshake keeps nobody else waiting, neither for
+// a session nor for the worker's end.
+func TestTLSHandshakeHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forWorker, forCoordinator := bothConfigs(t)
+		wt := startWorker(t, parrot, WithTLS(forWorker))
+		start := time.Now()
+		for range 3 {
+			wt.stranger()
+		}
+		p := newPeer(t, tls.Client(wt.connect(), forCoordinator))
+		p.send(helloA)
+		p.expect("WELCOME …")
+		p.send("RUN 0 1 0 x")
+		p.expectReports("DONE 0 x")
+		p.conn.Close()
+		if took := time.Since(start); took != 0 {
+			t.Errorf("the session took %v", took)
+		}
+		if err := wt.worker.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); took > lastWordsTimeout {
+			t.Errorf("Shutdown took %v", took)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		forWorker, _ := bothConfigs(t)
+		wt := startWorker(t, parrot, WithTLS(forWorker))
+		wt.stranger()
+		synctest.Wait()
+		start := time.Now()
+		wt.stop(errors.New("enough"))
+		<-wt.served
+		if took := time.Since(start); took > lastWordsTimeout {
+			t.Errorf("Serve took %v to end", took)
+		}
+	})
+}
+
+// Two sides of which only one has TLS find out at once, and say so.
+func TestTLSOnOneSideOnlyIsSaid(t *testing.T) {
+	forWorker, forCoordinator := bothConfigs(t)
+	for _, test := range []struct {
+		reason string
+		worker []WorkerOption
+		mine   []CoordinatorOption
+		want   string
+	}{
+		{"the worker has it", []WorkerOption{WithTLS(forWorker)}, nil, "this worker expects TLS; the coordinator needs WithTLS"},
+		{"the coordinator has it", nil, []CoordinatorOption{WithTLS(forCoordinator)}, "the other side does not speak TLS; it needs WithTLS too"},
+	} {
+		ln := listenTCP(t)
+		serveTest(t, ln, nil, parrot, test.worker...)
+		c := newTestCoordinator(t, append(test.mine, WithWorkers("a", ln.Addr().String()))...)
+		_, err := c.Run(t.Context(), mustParse(t, "a1"))
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v", test.reason, err)
+		}
+		if ln.accepted.Load() != 1 {
+			t.Errorf("%s: dialled %d times", test.reason, ln.accepted.Load())
+		}
+	}
+}
+
+// A config that cannot prove or check anything is refused: by NewCoordinator, and
+// by whatever has a worker serve.
+func TestBadSecurityIsRefusedWithWhatToDo(t *testing.T) {
+	ca := newTestCA(t, "ours")
+	cert := ca.issue(nil, "x.test")
+	good := func(change func(*tls.Config)) Option {
+		config := ca.config(cert)
+		change(config)
+		return WithTLS(config)
+	}
+	noDial := WithDialer(func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("dialled") })
+	getCertificate := func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }
+	getClientCertificate := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
+	peer := Peer{Name: "a.test", Coordinator: true}
+	for _, test := range []struct {
+		reason      string
+		options     []Option
+		worker      string // in its error; none: it is fine
+		coordinator string
+	}{
+		{"nothing", nil, "", ""},
+		{"a config for both", []Option{good(func(*tls.Config) {})}, "", ""},
+		{"a highest version of 1.3", []Option{good(func(c *tls.Config) { c.MaxVersion = tls.VersionTLS13 })}, "", ""},
+		{"an empty config", []Option{WithTLS(new(tls.Config))}, "set Certificates or GetCertificate", "set Certificates or GetClientCertificate"},
+		{"no certificate", []Option{good(func(c *tls.Config) { c.Certificates = nil })}, "set Certificates or GetCertificate", "set Certificates or GetClientCertificate"},
+		{"a server's certificate on demand", []Option{good(func(c *tls.Config) { c.Certificates, c.GetCertificate = nil, getCertificate })}, "", "set Certificates or GetClientCertificate"},
+		{"a client's certificate on demand", []Option{good(func(c *tls.Config) { c.Certificates, c.GetClientCertificate = nil, getClientCertificate })}, "set Certificates or GetCertificate", ""},
+		{"no authorities for coordinators", []Option{good(func(c *tls.Config) { c.ClientCAs = nil })}, "set ClientCAs", ""},
+		{"no authorities for workers", []Option{good(func(c *tls.Config) { c.RootCAs = nil })}, "", "set RootCAs"},
+		{"anybody may be a worker", []Option{good(func(c *tls.Config) { c.InsecureSkipVerify = true })}, "InsecureSkipVerify", "InsecureSkipVerify"},
+		{"TLS 1.2 at most", []Option{good(func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 })}, "at most TLS 1.2", "at most TLS 1.2"},
+		{"both TLS and not", []Option{good(func(*tls.Config) {}), WithInsecure()}, "WithTLS and WithInsecure", "WithTLS and WithInsecure"},
+		{"in whatever order", []Option{WithInsecure(), good(func(*tls.Config) {})}, "WithTLS and WithInsecure", "WithTLS and WithInsecure"},
+		{"peers that cannot be known", []Option{WithInsecure(), WithPeers(peer)}, "WithPeers and WithInsecure", "WithPeers and WithInsecure"},
+		{"peers without TLS", []Option{WithPeers(peer)}, "add WithTLS", "add WithTLS"},
+		{"peers with TLS", []Option{good(func(*tls.Config) {}), WithPeers(peer), WithPeers(Peer{Name: "b.test", Categories: []string{"a"}})}, "", ""},
+		{"no peers", []Option{good(func(*tls.Config) {}), WithPeers()}, "no peer", "no peer"},
+		{"a peer without a name", []Option{good(func(*tls.Config) {}), WithPeers(Peer{Coordinator: true})}, "no name", "no name"},
+		{"a peer twice", []Option{good(func(*tls.Config) {}), WithPeers(peer, peer)}, `"a.test" is listed twice`, "twice"},
+		{"a peer twice, in two calls", []Option{good(func(*tls.Config) {}), WithPeers(peer), WithPeers(peer)}, "twice", "twice"},
+		{"a peer for nothing", []Option{good(func(*tls.Config) {}), WithPeers(Peer{Name: "n.test"})}, "for nothing", "for nothing"},
+		{"a peer for what is no category", []Option{good(func(*tls.Config) {}), WithPeers(Peer{Name: "n.test", Categories: []string{"a\x1b"}})}, `category "a\x1b"`, `"a\x1b"`},
+	} {
+		t.Run(test.reason, func(t *testing.T) {
+			check := func(who, want string, err error) {
+				t.Helper()
+				if want == "" {
+					if err != nil && !errors.Is(err, context.Canceled) {
+						t.Errorf("%s: %v", who, err)
+					}
+					return
+				}
+				if err == nil || !strings.Contains(err.Error(), want) || strings.Count(err.Error(), "taskexec: ") != 1 {
+					t.Errorf("%s: got %v, want an error that says %s", who, err, want)
+				}
+			}
+			canceled, cancel := context.WithCancel(t.Context())
+			cancel()
+			var coordinator []CoordinatorOption
+			var worker []WorkerOption
+			for _, o := range test.options {
+				coordinator, worker = append(coordinator, o), append(worker, o)
+			}
+			_, err := NewCoordinator(append(coordinator, WithWorkers("a", "h:1"))...)
+			check("NewCoordinator", test.coordinator, err)
+			if test.reason != "peers without TLS" { // a dialer may bring it
+				_, err = NewCoordinator(append(coordinator, WithWorkers("a", "h:1"), noDial)...)
+				check("NewCoordinator with a dialer", test.coordinator, err)
+			}
+			w := NewWorker(parrot, worker...)
+			check("ListenAndServe", test.worker, w.ListenAndServe(canceled, "127.0.0.1:0"))
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			check("Serve", test.worker, w.Serve(canceled, ln))
+			client, server := net.Pipe()
+			client.Close()
+			check("ServeConn", test.worker, w.ServeConn(canceled, server))
+		})
+	}
+	for _, addr := range []string{"unix:/run/w", ":1"} {
+		_, err := NewCoordinator(WithTLS(ca.config(cert)), WithWorkers("a", addr))
+		if err == nil || !strings.Contains(err.Error(), "no host name") {
+			t.Errorf("%s, which names no host: got %v", addr, err)
+		}
+		named := ca.config(cert)
+		named.ServerName = "x.test"
+		for _, o := range [][]CoordinatorOption{{WithTLS(named)}, {WithTLS(ca.config(cert)), WithPeers(peer)}} {
+			if _, err := NewCoordinator(append(o, WithWorkers("a", addr))...); err != nil {
+				t.Errorf("%s: %v", addr, err)
+			}
+		}
+	}
+	defer func() {
+		if v := recover(); v != "taskexec: WithTLS: nil config" {
+			t.Errorf("WithTLS(nil): got the panic %v", v)
+		}
+	}()
+	WithTLS(nil)
+}
+
+// oneSession is a dialer to a worker, whatever the address, that can be used
+// once, and gives what ServeConn returned.
+func oneSession(t *testing.T, opts ...WorkerOption) (dialFunc, <-chan error) {
+	t.Helper()
+	ln := listenTCP(t)
+	served := make(chan error, 1)
+	go func() {
+		conn, err := ln.Accept()
+		ln.Close()
+		if err == nil {
+			err = NewWorker(parrot, opts...).ServeConn(context.WithoutCancel(t.Context()), conn)
+		}
+		served <- err
+	}()
+	var dials atomic.Int32
+	return func(context.Context, string, string) (net.Conn, error) {
+		if dials.Add(1) > 1 {
+			t.Error("dialled again")
+		}
+		return net.Dial("tcp", ln.Addr().String())
+	}, served
+}
+
+// Without a list a coordinator looks for the host that it wanted to reach, and a
+// worker takes whom the authority lets in.
+func TestTLSWithoutPeersChecksTheHost(t *testing.T) {
+	ca := newTestCA(t, "ours")
+	mine := ca.config(ca.issue(nil, "c.test"))
+	named := mine.Clone()
+	named.ServerName = "w.test"
+	for _, test := range []struct {
+		reason string
+		addr   string
+		config *tls.Config
+		worker tls.Certificate
+		want   string
+	}{
+		{"the host of the address", "w.test:1", mine, ca.issue(nil, "w.test"), ""},
+		{"an IP address", "127.0.0.1:1", mine, ca.issue(nil, "127.0.0.1"), ""},
+		{"one of IPv6", "[::1]:1", mine, ca.issue(nil, "::1"), ""},
+		{"another host", "w.test:1", mine, ca.issue(nil, "other.test"), "valid for other.test, not w.test"},
+		{"ServerName in its place", "other.test:1", named, ca.issue(nil, "w.test"), ""},
+		{"ServerName on a unix socket", "unix:/w", named, ca.issue(nil, "w.test"), ""},
+		{"another than ServerName", "other.test:1", named, ca.issue(nil, "other.test"), "not w.test"},
+		{"no name at all", "w.test:1", mine, ca.issue(func(c *x509.Certificate) { c.Subject.CommonName = "w.test" }), "Common Name"},
+	} {
+		t.Run(test.reason, func(t *testing.T) {
+			dial, served := oneSession(t, WithTLS(ca.config(test.worker)))
+			c := newTestCoordinator(t, WithTLS(test.config), WithWorkers("a", test.addr), WithDialer(dial))
+			_, err := c.Run(t.Context(), mustParse(t, "a1"))
+			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+			if err := <-served; (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), "refused the TLS handshake: tls: bad certificate") {
+				t.Errorf("the worker says %v", err)
+			}
+		})
+	}
+}
+
+// What a certificate says is a stranger's text.
+func TestTextOfCertificatesIsEscaped(t *testing.T) {
+	ca := newTestCA(t, "ours")
+	evil := ca.issue(func(c *x509.Certificate) {
+		c.DNSNames = []string{"\x1b[2J\n", strings.Repeat("long", 1000), "c", "d", "e"}
+	})
+	if len(evil.Leaf.DNSNames) == 0 {
+		t.Skip("crypto/x509 does not read such names any more")
+	}
+	for _, peers := range [][]CoordinatorOption{nil, {WithPeers(thePeers...)}} {
+		dial, served := oneSession(t, WithTLS(ca.config(evil)))
+		c := newTestCoordinator(t, append(peers, WithTLS(ca.config(ca.issue(nil, "c.test"))), WithWorkers("a", "w.test:1"), WithDialer(dial))...)
+		_, err := c.Run(t.Context(), mustParse(t, "a1"))
+		if err == nil || strings.ContainsAny(err.Error(), "\x1b\n") || !strings.Contains(err.Error(), `\x1b[2J\n`) || len(err.Error()) > 4500 {
+			t.Errorf("got %q", err)
+		}
+		<-served
+	}
+	dial, served := oneSession(t, WithTLS(ca.config(ca.issue(nil, workerURI))), WithPeers(thePeers...))
+	c := newTestCoordinator(t, WithPeers(thePeers...), WithTLS(ca.config(evil)), WithWorkers("a", "w.test:1"), WithDialer(dial))
+	c.Run(t.Context(), mustParse(t, "a1"))
+	if err := <-served; err == nil || strings.ContainsAny(err.Error(), "\x1b\n") || !strings.Contains(err.Error(), `\x1b[2J\n`) || !strings.Contains(err.Error(), "and 2 more") {
+		t.Errorf("the worker says %q", err)
+	}
+}
+
+// TLS that a dialer or a listener brings is used as it is, and the list still
+// decides.
+func TestTLSOfDialersAndListenersIsUsed(t *testing.T) {
+	ca := newTestCA(t, "ours")
+	forWorker, forCoordinator := ca.config(ca.issue(nil, workerURI, "127.0.0.1")), ca.config(ca.issue(nil, coordinatorURI))
+	verifying := forWorker.Clone()
+	verifying.ClientAuth = tls.RequireAndVerifyClientCert
+	blind := forCoordinator.Clone()
+	blind.InsecureSkipVerify = true
+	for _, test := range []struct {
+		reason   string
+		listener *tls.Config
+		dialer   *tls.Config
+		peers    []Peer
+		want     string // in Run's error
+		output   string // the coordinator's name
+	}{
+		{"verified on both sides", verifying, forCoordinator, nil, "", coordinatorURI},
+		{"and listed", verifying, forCoordinator, thePeers, "", coordinatorURI},
+		{"verified by the coordinator alone", forWorker, forCoordinator, nil, "", ""},
+		{"a list, and the listener does not ask for certificates", forWorker, forCoordinator, thePeers, "no verified certificate", ""},
+		{"a list, and the dialer does not verify any", verifying, blind, thePeers, "no verified certificate", ""},
+		{"not listed as a coordinator", verifying, forCoordinator, []Peer{{Name: workerURI, Categories: []string{"a"}}}, `which WithPeers does not list as a coordinator`, ""},
+		{"not listed as a worker", verifying, forCoordinator, []Peer{{Name: coordinatorURI, Coordinator: true}}, `which WithPeers does not list for category "a"`, ""},
+	} {
+		t.Run(test.reason, func(t *testing.T) {
+			ln := listenTCP(t)
+			var worker []WorkerOption
+			coordinator := []CoordinatorOption{
+				WithWorkers("a", ln.Addr().String()), WithDialer((&tls.Dialer{Config: test.dialer}).DialContext),
+			}
+			if test.peers != nil {
+				worker, coordinator = append(worker, WithPeers(test.peers...)), append(coordinator, WithPeers(test.peers...))
+			}
+			serveTest(t, tls.NewListener(ln, test.listener), nil, HandlerFunc(func(ctx context.Context, task Task) (string, error) {
+				info, _ := TaskInfoFrom(ctx)
+				return info.Coordinator, nil
+			}), worker...)
+			report, err := newTestCoordinator(t, coordinator...).Run(t.Context(), mustParse(t, "a1"))
+			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) || report.Results[0].Output != test.output {
+				t.Errorf("got %v and %q, want %q and %q", err, report.Results[0].Output, test.want, test.output)
+			}
+			if ln.accepted.Load() != 1 {
+				t.Errorf("dialled %d times", ln.accepted.Load())
+			}
+		})
+	}
+}
+
+// A dialer that brings TLS sometimes has none for a list to look at.
+func TestPeersNeedTLSOfTheirDialer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer server.Close()
+		c := newTestCoordinator(t, WithPeers(thePeers...), WithWorkers("a", "w:1"),
+			WithDialer(func(context.Context, string, string) (net.Conn, error) { return client, nil }))
+		start := time.Now()
+		if _, err := c.Run(t.Context(), mustParse(t, "a1")); err == nil || !strings.Contains(err.Error(), "add WithTLS") || time.Since(start) != 0 {
+			t.Errorf("got %v after %v", err, time.Since(start))
+		}
+	})
+}
+
+// A config's own checks come on top of those of this package.
+func TestTLSConfigsOwnChecksCount(t *testing.T) {
+	ca := newTestCA(t, "ours")
+	names := []string{workerURI, coordinatorURI, "w.test"}
+	both := func(change func(*tls.Config)) (worker, coordinator *tls.Config) {
+		worker, coordinator = ca.config(ca.issue(nil, names...)), ca.config(ca.issue(nil, names...))
+		change(worker)
+		change(coordinator)
+		return worker, coordinator
+	}
+	enough := errors.New("enough")
+	for _, peers := range [][]Option{nil, {WithPeers(Peer{Name: "w.test", Coordinator: true, Categories: []string{"a"}})}} {
+		for _, refuse := range []bool{false, true} {
+			var connections, certificates atomic.Int32
+			worker, coordinator := both(func(config *tls.Config) {
+				config.VerifyConnection = func(state tls.ConnectionState) error {
+					if len(state.VerifiedChains) == 0 {
+						t.Error("VerifyConnection saw no verified chain")
+					}
+					connections.Add(1)
+					return nil
+				}
+				config.VerifyPeerCertificate = func(raw [][]byte, chains [][]*x509.Certificate) error {
+					if len(raw) == 0 || len(chains) == 0 {
+						t.Error("VerifyPeerCertificate saw no verified chain")
+					}
+					certificates.Add(1)
+					return nil
+				}
+			})
+			if refuse {
+				coordinator.VerifyConnection = func(tls.ConnectionState) error { return enough }
+			}
+			options := []WorkerOption{WithTLS(worker)}
+			mine := []CoordinatorOption{WithTLS(coordinator), WithWorkers("a", "w.test:1")}
+			for _, o := range peers {
+				options, mine = append(options, o), append(mine, o)
+			}
+			dial, served := oneSession(t, options...)
+			_, err := newTestCoordinator(t, append(mine, WithDialer(dial))...).Run(t.Context(), mustParse(t, "a1"))
+			if errors.Is(err, enough) != refuse || err != nil && !refuse {
+				t.Errorf("got %v", err)
+			}
+			if err := <-served; (err != nil) != refuse {
+				t.Errorf("the worker says %v", err)
+			}
+			if n, m := connections.Load(), certificates.Load(); !refuse && (n != 2 || m != 2) {
+				t.Errorf("with %d lists: VerifyConnection was called %d times, VerifyPeerCertificate %d times", len(peers), n, m)
+			}
+		}
+	}
+}
+
+// A config that a worker's config gives for a connection is held to the same,
+// and one that was handed over cannot be changed any more.
+func TestTLSConfigsCannotBeSoftened(t *testing.T) {
+	ca, stranger := newTestCA(t, "ours"), newTestCA(t, "theirs")
+	cert := ca.issue(nil, workerURI)
+	soft := ca.config(cert)
+	soft.ClientAuth = tls.NoClientCert
+	soft.MinVersion = tls.VersionTLS12
+	handedOver := soft.Clone()
+	option := WithTLS(handedOver)
+	handedOver.ClientCAs = stranger.pool
+	handedOver.Certificates = nil
+	byConnection := soft.Clone()
+	byConnection.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return soft, nil }
+	bad := ca.config(cert)
+	bad.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return new(tls.Config), nil }
+	mine := ca.config(ca.issue(nil, coordinatorURI))
+	mine.InsecureSkipVerify = true // this peer is a test
+	mine.ClientSessionCache = tls.NewLRUClientSessionCache(10)
+	for _, test := range []struct {
+		reason string
+		option Option
+		fine   bool
+	}{
+		{"changed later", option, true},
+		{"another for each connection", WithTLS(byConnection), true},
+		{"one that is no good for each connection", WithTLS(bad), false},
+	} {
+		t.Run(test.reason, func(t *testing.T) {
+			ln := listenTCP(t)
+			serveTest(t, ln, nil, parrot, test.option, WithPeers(thePeers...))
+			try := func(change func(*tls.Config)) (resumed bool, err error) {
+				config := mine.Clone()
+				change(config)
+				conn, err := tls.Dial("tcp", ln.Addr().String(), config)
+				if err != nil {
+					return false, err
+				}
+				defer conn.Close()
+				conn.SetDeadline(time.Now().Add(20 * time.Second))
+				if _, err = io.WriteString(conn, helloA+"\n"); err == nil {
+					_, err = conn.Read(make([]byte, 100))
+				}
+				return conn.ConnectionState().DidResume, err
+			}
+			for range 3 {
+				if resumed, err := try(func(*tls.Config) {}); (err == nil) != test.fine || resumed {
+					t.Errorf("the right coordinator: %v, with a session resumed: %v", err, resumed)
+				}
+			}
+			for reason, change := range map[string]func(*tls.Config){
+				"TLS 1.2":        func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 },
+				"no certificate": func(c *tls.Config) { c.Certificates = nil },
+				"another's":      func(c *tls.Config) { c.Certificates = []tls.Certificate{ca.issue(nil, "other.test")} },
+			} {
+				if _, err := try(change); err == nil || alertOf(err) == nil {
+					t.Errorf("%s: got %v, want an alert", reason, err)
+				}
+			}
+		})
+	}
+}

@@ -130,6 +130,9 @@ func (w *Worker) acceptsAgain(ctx context.Context, err error, n int) bool {
 	if errors.Is(err, net.ErrClosed) {
 		return false
 	}
+	if n == 1 {
+		w.logListener(err)
+	}
 	var system *os.SyscallError
 	if !errors.As(err, &system) && n >= acceptFailures {
 		return false

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -47,6 +48,7 @@ func (o option) applyWorker(c *workerConfig)           { o(&c.commonConfig) }
 
 type commonConfig struct {
 	handshakeTimeout time.Duration
+	logger           *slog.Logger                                                             // nil: silent
 	insecure         bool                                                                     // plaintext may leave this machine
 	tls              *tls.Config                                                              // nil without TLS
 	tlsClient        func(c *coordinatorConfig, conn net.Conn, addr, category string) tlsConn // nil likewise

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -133,7 +134,7 @@ func (s *session) greet() error {
 		s.name = s.addr
 	}
 	if !serves(w.Categories, s.queue.category) {
-		return faultf(codeCategory, "worker %s serves %q, not %s; list it under what it serves", quoteUnlessPlain(s.name), w.Categories, quote(s.queue.category))
+		return faultf(codeCategory, "worker %s serves %s, not %s; list it under what it serves", quoteUnlessPlain(s.name), quote(strings.Join(w.Categories, ", ")), quote(s.queue.category))
 	}
 	s.instance = w.Instance
 	granted := min(w.Window, windowTasks)

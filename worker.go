@@ -188,12 +188,14 @@ func (w *Worker) ListenAndServe(ctx context.Context, addr string) error {
 // coordinator that greets when there are so many is told to come again later.
 // Of connections that have not greeted there are at most 32; for the next, the
 // oldest is closed.
-func (w *Worker) Serve(ctx context.Context, ln net.Listener) error {
+func (w *Worker) Serve(ctx context.Context, ln net.Listener) (err error) {
 	if err := w.enter(&ln); err != nil {
 		ln.Close()
 		return err
 	}
 	defer w.leave(&ln)
+	w.logServing(ln)
+	defer func() { w.logServed(err) }()
 	defer ln.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -222,6 +224,7 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) error {
 		failures++
 		switch {
 		case w.isDraining():
+			w.logDraining()
 			sessions.Wait()
 			return context.Cause(ctx) // nil unless ctx cut the drain short
 		case ctx.Err() != nil:

@@ -118,6 +118,7 @@ type workerSession struct {
 	fresh       []job        // the reader's: see newJob
 	seen        sessionState // the reader's: the latest it knows of
 	idle        allowance    // the reader's
+	log         *sessionLog  // complete before any job exists
 
 	mu       sync.Mutex // guards following
 	room     sync.Cond  // waited on by reports that do not fit
@@ -144,14 +145,16 @@ const reportBytes = 1 << 20
 const answerBytes = 1 << 20
 
 // serveConn is a whole session.
-func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
+func (w *Worker) serveConn(ctx context.Context, conn net.Conn) (err error) {
+	log := w.newSessionLog(conn)
+	defer func() { log.ended(err, ctx.Err() != nil) }()
 	accepted := conn
-	conn, err := w.config.secure(conn)
+	conn, err = w.config.secure(conn)
 	if err != nil {
 		conn.Close()
 		return err
 	}
-	s := &workerSession{worker: w, accepted: accepted, pings: make(map[int]time.Time), secured: make(chan struct{}), over: make(chan struct{})}
+	s := &workerSession{worker: w, accepted: accepted, log: log, pings: make(map[int]time.Time), secured: make(chan struct{}), over: make(chan struct{})}
 	s.wire = newWire(conn, s)
 	s.room.L = &s.mu
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
@@ -192,20 +195,32 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case madeRoom:
-		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), errMadeRoom)
+		return &sessionError{w.config.name, errMadeRoom}
 	case finished && writeErr == nil:
 		return nil
 	case errors.As(readErr, &said):
-		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), said)
+		return &sessionError{w.config.name, said}
 	case readErr == errTorn:
-		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), readErr)
+		return &sessionError{w.config.name, readErr}
 	case writeErr != nil:
-		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), writeErr)
+		return &sessionError{w.config.name, writeErr}
 	case readErr == io.EOF:
 		return nil
 	}
-	return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), readErr)
+	return &sessionError{w.config.name, readErr}
 }
+
+// A sessionError is why a session of a worker ended.
+type sessionError struct {
+	worker string
+	err    error
+}
+
+func (e *sessionError) Error() string {
+	return "taskexec: session of worker " + quoteUnlessPlain(e.worker) + ": " + plainText(unprefixed(e.err))
+}
+
+func (e *sessionError) Unwrap() error { return e.err }
 
 // read is the reader: it handles messages until the connection is over, and
 // returns why it is.
@@ -291,6 +306,9 @@ func (s *workerSession) greet() error {
 		s.wire.sendFirst(line) // even a PONG comes after it
 	}
 	s.mu.Unlock()
+	if s.log != nil {
+		s.pulse.Go(s.log.open(h, s.coordinator)) // the reader does not wait for it
+	}
 	if h.TimeoutMS > 0 {
 		s.pulse.Go(func() { s.keepLease(time.Duration(h.TimeoutMS) * time.Millisecond) })
 	}
@@ -740,10 +758,14 @@ func (s *workerSession) execute(j *job, start time.Duration) (end time.Duration)
 		s.report(j, message{verb: verbReturn, task: j.number})
 		return start
 	}
+	if s.log.started(j) {
+		start = s.wire.age()
+	}
 	m := message{verb: verbFail, task: j.number, word: kindPanic, text: "the handler ended its goroutine (runtime.Goexit)"}
 	// Deferred, so that a Goexit is reported too.
 	defer func() {
-		if s.report(j, m) {
+		waited := s.report(j, m)
+		if s.log.finished(j, m) || waited {
 			end = s.wire.age() // the wait is none of the next task's time
 		}
 	}()
@@ -811,6 +833,9 @@ func (s *workerSession) stuck(j *job) {
 		s.settle(j)
 		s.appendReport(message{verb: verbFail, task: j.number, word: kindStuck,
 			text: fmt.Sprintf("the handler still runs %v after its timeout of %v, and keeps its slot", stuckGrace, j.timeout)})
+		if s.log != nil {
+			s.slots.Go(func() { s.log.stuck(j) }) // the handler's own goroutine cannot end before mu is free
+		}
 	}
 	stuck := j.stuck
 	s.mu.Unlock()

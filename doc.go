@@ -148,6 +148,10 @@
 // around a [*RemoteError] if a handler or a worker gave the reason. A worker
 // that could not be used is a [*WorkerError].
 //
+// Outputs, goodbyes, names of workers and [RemoteError].Text are as the other
+// side sent them. The text of an error, and what is logged, is escaped and
+// shortened, and can go to a terminal.
+//
 // Functions and options panic if only the program can be at fault, such as a
 // nil handler or a negative number of slots. What may come from outside, such
 // as an address, is an error: NewCoordinator's, or Serve's.

@@ -241,7 +241,7 @@ func TestRefusalsAndLossesAreLoggedAsWarnings(t *testing.T) {
 func expectNoSecret(t *testing.T, log *logRecorder) {
 	t.Helper()
 	for _, record := range log.all() {
-		if record.level > slog.LevelDebug && strings.Contains(fmt.Sprint(record), "SECRET") {
+		if record.level > slog.LevelDebug && strings.Contains(fmt.Sprint(record.attrs), "SECRET") {
 			t.Errorf("an instruction is logged: %v", record)
 		}
 	}

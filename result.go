@@ -152,7 +152,7 @@ func (e *RemoteError) Error() string {
 	if e.Kind == kindError || e.Kind == kindFinal {
 		return plainText(e.Text)
 	}
-	return e.Kind + ": " + plainText(e.Text)
+	return quoteUnlessPlain(e.Kind) + ": " + plainText(e.Text)
 }
 
 // A RunError is returned by Run when not every task is Done, or a worker did

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"example.com/taskexec"
@@ -141,7 +142,7 @@ func writeJSON(w io.Writer, results []taskexec.Result, order taskexec.Order) err
 		})
 	}
 	buffered := bufio.NewWriter(w)
-	encoder := json.NewEncoder(buffered)
+	encoder := json.NewEncoder(plainJSON{buffered})
 	encoder.SetEscapeHTML(false)
 	for _, r := range results {
 		line := struct {
@@ -162,6 +163,24 @@ func writeJSON(w io.Writer, results []taskexec.Result, order taskexec.Order) err
 		}
 	}
 	return buffered.Flush()
+}
+
+// plainJSON writes JSON in which whatever could act on a terminal is escaped. It
+// stands for the same text: json escapes only some of it, and outside of its
+// strings there is none.
+type plainJSON struct{ w *bufio.Writer }
+
+func (p plainJSON) Write(text []byte) (int, error) {
+	for _, r := range string(text) {
+		if r == '\n' || unicode.IsPrint(r) {
+			p.w.WriteRune(r)
+			continue
+		}
+		for _, unit := range utf16.Encode([]rune{r}) {
+			fmt.Fprintf(p.w, "\\u%04x", unit)
+		}
+	}
+	return len(text), nil // Flush says if something went wrong
 }
 
 // brief returns the first line of a text. The error of a run that could not go

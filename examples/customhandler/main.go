@@ -24,6 +24,7 @@ import (
 	"strings"
 	"syscall"
 	"unicode"
+	"unicode/utf8"
 
 	"example.com/taskexec"
 )
@@ -120,7 +121,7 @@ func run(ctx context.Context, paths []string) error {
 // printable returns text fit for a terminal: quoted if it holds anything that
 // could be taken for more than text.
 func printable(text string) string {
-	if strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+	if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return strconv.Quote(text)
 	}
 	return text

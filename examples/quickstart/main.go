@@ -9,6 +9,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -85,21 +86,29 @@ func narrate() taskexec.Observer {
 	list := func(tasks []taskexec.Task) string {
 		instructions := make([]string, len(tasks))
 		for i, task := range tasks {
-			instructions[i] = task.Instruction
+			instructions[i] = printable(task.Instruction)
 		}
 		return strings.Join(instructions, " ")
 	}
 	return taskexec.Observer{
 		GroupStarted: func(g taskexec.GroupStartedInfo) {
-			fmt.Printf("[Coordinator] Sent to %s: %s\n", g.Category, list(g.Tasks))
+			fmt.Printf("[Coordinator] Sent to %s: %s\n", printable(g.Category), list(g.Tasks))
 		},
 		GroupDone: func(g taskexec.GroupDoneInfo) {
 			if g.Counts.Done == len(g.Tasks) {
-				fmt.Printf("[Coordinator] %s says: %s completed\n", g.Category, list(g.Tasks))
+				fmt.Printf("[Coordinator] %s says: %s completed\n", printable(g.Category), list(g.Tasks))
 			}
 		},
 		Goodbye: func(g taskexec.GoodbyeInfo) {
-			fmt.Printf("[Coordinator] %s shutdown: %s\n", g.Worker, g.Text)
+			fmt.Printf("[Coordinator] %s shutdown: %s\n", printable(g.Worker), printable(g.Text))
 		},
 	}
+}
+
+// printable returns text fit for a terminal: a worker may say anything.
+func printable(text string) string {
+	if quoted := strconv.Quote(text); quoted != `"`+text+`"` {
+		return quoted
+	}
+	return text
 }

@@ -105,7 +105,7 @@ type simulation struct {
 func (s *simulation) Handle(ctx context.Context, task taskexec.Task) (string, error) {
 	s.executed.Add(1)
 	if s.verbose {
-		log.Printf("executing %q", task.Instruction)
+		log.Printf("executing %.300q", task.Instruction)
 	}
 	if s.delay > 0 {
 		select {

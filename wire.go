@@ -290,8 +290,10 @@ func (c *wire) endWithError(e *ProtocolError) {
 }
 
 // discard reads input and throws it away until the connection ends, or too
-// much has come.
+// much has come. A line that has begun goes at once: a peer that was told that
+// it is too long should not have it kept for a second more.
 func (c *wire) discard() {
+	c.in.buf, c.in.lines = nil, ""
 	io.CopyN(io.Discard, c.conn, discardBytes)
 }
 

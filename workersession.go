@@ -690,6 +690,10 @@ func (s *workerSession) started() []*job {
 func (s *workerSession) fill(buf []byte) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.out) == 0 {
+		s.out = letGo(s.out)
+		return buf
+	}
 	buf, s.out = s.out, buf
 	s.writing = len(buf)
 	return buf

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+)
+
+// Workers are processes of their own: this binary, started again in a role.
+
+const roleEnv = "TASKEXEC_BENCHMARK_ROLE"
+
+// A role starts to serve with its arguments, goes on in goroutines, and returns
+// the address to reach it at.
+type role func(args []string) (addr string, err error)
+
+var roles = map[string]role{
+	"raw":           serveRaw(false),
+	"raw echo":      serveRaw(true),
+	"lines":         serveLines(false),
+	"lines echo":    serveLines(true),
+	"taskexec":      serveTaskexec(false),
+	"taskexec echo": serveTaskexec(true),
+}
+
+// play is the process's life in a role. It says its address, then answers each
+// line of its input with what it has allocated and holds, and ends with its
+// input: it does not outlive the process that started it.
+func play(name string) error {
+	start, ok := roles[name]
+	if !ok {
+		return fmt.Errorf("there is no role %q", name)
+	}
+	addr, err := start(os.Args[1:])
+	if err != nil {
+		return err
+	}
+	fmt.Println(addr)
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		if err := json.NewEncoder(os.Stdout).Encode(ownUsage()); err != nil {
+			return err
+		}
+	}
+	return in.Err()
+}
+
+// A usage is what a process has allocated so far, and holds.
+type usage struct {
+	Mallocs uint64
+	Memory  residentMemory
+}
+
+func ownUsage() usage {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return usage{m.Mallocs, ownMemory()}
+}
+
+// A process is one that plays a role.
+type process struct {
+	addr   string
+	cmd    *exec.Cmd
+	stdin  io.WriteCloser
+	stdout *bufio.Reader
+}
+
+// startProcess returns when the process serves.
+func startProcess(role string, args ...string) (*process, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self, args...)
+	cmd.Env = append(os.Environ(), roleEnv+"="+role)
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	p := &process{cmd: cmd, stdin: stdin, stdout: bufio.NewReader(stdout)}
+	addr, err := p.stdout.ReadString('\n')
+	if err != nil {
+		p.end()
+		return nil, fmt.Errorf("the process %q did not say where it serves: %w", role, err)
+	}
+	p.addr = strings.TrimSpace(addr)
+	return p, nil
+}
+
+// usage asks the process.
+func (p *process) usage() (u usage, err error) {
+	if _, err := io.WriteString(p.stdin, "usage\n"); err != nil {
+		return u, err
+	}
+	line, err := p.stdout.ReadBytes('\n')
+	if err != nil {
+		return u, err
+	}
+	return u, json.Unmarshal(line, &u)
+}
+
+func (p *process) end() {
+	p.stdin.Close()
+	p.cmd.Process.Kill()
+	p.cmd.Wait() // killed is how it should end
+}
+
+// processes are those started so far, by role. Each role has its workers once,
+// however many scenarios use them.
+type processes map[string][]*process
+
+const workers = 3
+
+// of gives the addresses of the workers in a role.
+func (ps processes) of(role string, args ...string) ([]string, error) {
+	for len(ps[role]) < workers {
+		if err := ps.start(role, args...); err != nil {
+			return nil, err
+		}
+	}
+	var addrs []string
+	for _, p := range ps[role] {
+		addrs = append(addrs, p.addr)
+	}
+	return addrs, nil
+}
+
+func (ps processes) start(role string, args ...string) error {
+	p, err := startProcess(role, args...)
+	if err == nil {
+		ps[role] = append(ps[role], p)
+	}
+	return err
+}
+
+func (ps processes) end() {
+	for _, started := range ps {
+		for _, p := range started {
+			p.end()
+		}
+	}
+}

@@ -49,17 +49,28 @@ func oneByOne(links []link, n int, payload string) error {
 	return nil
 }
 
-// dialAll makes a link of a connection to each address.
-func dialAll(addrs []string, newLink func(net.Conn) link) ([]link, error) {
+// linkAll makes a link to each address.
+func linkAll(addrs []string, newLink func(addr string) (link, error)) ([]link, error) {
 	var links []link
 	for _, addr := range addrs {
+		l, err := newLink(addr)
+		if err != nil {
+			return nil, err
+		}
+		links = append(links, l)
+	}
+	return links, nil
+}
+
+// overConn makes links of connections.
+func overConn(newLink func(net.Conn) link) func(addr string) (link, error) {
+	return func(addr string) (link, error) {
 		conn, err := net.Dial("tcp", addr)
 		if err != nil {
 			return nil, err
 		}
-		links = append(links, newLink(conn))
+		return newLink(conn), nil
 	}
-	return links, nil
 }
 
 // serveEach serves each connection with serve, in a goroutine of its own, until

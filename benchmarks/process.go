@@ -24,6 +24,10 @@ var roles = map[string]role{
 	"raw echo":      serveRaw(true),
 	"lines":         serveLines(false),
 	"lines echo":    serveLines(true),
+	"grpc":          serveGRPC,
+	"NATS server":   serveNATS,
+	"NATS worker":   serveNATSWorker,
+	"net/rpc":       serveRPC,
 	"taskexec":      serveTaskexec(false),
 	"taskexec echo": serveTaskexec(true),
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"net"
 	"runtime"
 	"slices"
 	"strings"
@@ -35,20 +34,23 @@ type yardstick struct {
 
 func yardsticks(ps processes) []yardstick {
 	return []yardstick{
-		{"raw", 1, dialled(ps, "raw", newRawLink(false))},
-		{"lines", 1, dialled(ps, "lines", newLineLink)},
+		{"raw", 1, linked(ps, "raw", overConn(newRawLink(false)))},
+		{"lines", 1, linked(ps, "lines", overConn(newLineLink))},
+		{"grpc-go stream", 0.2, linked(ps, "grpc", newGRPCLink)},
+		{"NATS request/reply", 0.2, sync.OnceValues(func() ([]link, error) { return natsLinks(ps) })},
+		{"net/rpc", 0.05, linked(ps, "net/rpc", overConn(newRPCLink))},
 	}
 }
 
-// dialled makes a link to each worker of a role when they are first needed; the
+// linked makes a link to each worker of a role when they are first needed; the
 // same are used from then on.
-func dialled(ps processes, role string, newLink func(net.Conn) link) func() ([]link, error) {
+func linked(ps processes, role string, newLink func(addr string) (link, error)) func() ([]link, error) {
 	return sync.OnceValues(func() ([]link, error) {
 		addrs, err := ps.of(role)
 		if err != nil {
 			return nil, err
 		}
-		return dialAll(addrs, newLink)
+		return linkAll(addrs, newLink)
 	})
 }
 
@@ -150,8 +152,8 @@ func bulk(ps processes, o options) scenario {
 		rate, err := perSecond(n, f)
 		return rate * bigPayloadBytes, err
 	}
-	raw := yardstick{"raw", 1, dialled(ps, "raw echo", newRawLink(true))}
-	lines := yardstick{"lines", 1, dialled(ps, "lines echo", newLineLink)}
+	raw := yardstick{"raw", 1, linked(ps, "raw echo", overConn(newRawLink(true)))}
+	lines := yardstick{"lines", 1, linked(ps, "lines echo", overConn(newLineLink))}
 	return scenario{
 		name:     "64 KiB",
 		title:    "Instructions and outputs of 64 KiB",

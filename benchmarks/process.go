@@ -20,8 +20,9 @@ const roleEnv = "TASKEXEC_BENCHMARK_ROLE"
 type role func(args []string) (addr string, err error)
 
 var roles = map[string]role{
-	"raw":           serveRaw(false),
-	"raw echo":      serveRaw(true),
+	"raw":           rawForm{}.serve,
+	"raw echo":      rawForm{echo: true}.serve,
+	"raw plain":     rawForm{plain: true}.serve,
 	"lines":         serveLines(false),
 	"lines echo":    serveLines(true),
 	"grpc":          serveGRPC,

@@ -9,44 +9,53 @@ import (
 )
 
 // Raw is the least that can be exchanged: a task is its payload's length in 4
-// bytes, its number in 8, and the payload; an acknowledgement is the number. A
-// worker that echoes answers in the form of a task.
+// bytes, its number in 8, and the payload; an acknowledgement is the number, or
+// for a worker that echoes the same frame again.
+//
+// What is measured is mostly how the frames are read. Raw reads them where they
+// lie in the buffer; plain raw copies them out with io.ReadFull, as is usual.
 
 const bufferBytes = 64 << 10
 
-type rawLink struct {
-	in   *bufio.Reader
-	out  *bufio.Writer
-	echo bool
-	buf  []byte // an echoed payload
+// A rawForm is how raw is done, by both sides.
+type rawForm struct {
+	plain bool // by io.ReadFull
+	echo  bool // whole frames are acknowledgements
 }
 
-func newRawLink(echo bool) func(net.Conn) link {
-	return func(conn net.Conn) link {
-		return &rawLink{in: bufio.NewReaderSize(conn, bufferBytes), out: bufio.NewWriterSize(conn, bufferBytes), echo: echo}
-	}
+type rawConn struct {
+	rawForm
+	in  *bufio.Reader
+	out *bufio.Writer
+	buf []byte // for what is copied out
 }
 
-func (l *rawLink) send(first, n int, payload string) error {
+func (f rawForm) newConn(conn net.Conn) *rawConn {
+	return &rawConn{f, bufio.NewReaderSize(conn, bufferBytes), bufio.NewWriterSize(conn, bufferBytes), make([]byte, headerBytes)}
+}
+
+func (f rawForm) newLink(conn net.Conn) link { return f.newConn(conn) }
+
+func (c *rawConn) send(first, n int, payload string) error {
 	for number := first; number < first+n; number++ {
-		if err := writeFrameHeader(l.out, number, len(payload)); err != nil {
+		if err := c.writeHeader(number, len(payload)); err != nil {
 			return err
 		}
-		if _, err := l.out.WriteString(payload); err != nil {
+		if _, err := c.out.WriteString(payload); err != nil {
 			return err
 		}
 	}
-	return l.out.Flush()
+	return c.out.Flush()
 }
 
-func (l *rawLink) receive(first, n int) error {
+func (c *rawConn) receive(first, n int) error {
 	for want := first; want < first+n; want++ {
 		var got int
 		var err error
-		if l.echo {
-			got, l.buf, err = readFrame(l.in, l.buf)
+		if c.echo {
+			got, _, err = c.readFrame()
 		} else {
-			got, err = readNumber(l.in)
+			got, err = c.readNumber()
 		}
 		if err != nil {
 			return err
@@ -58,60 +67,66 @@ func (l *rawLink) receive(first, n int) error {
 	return nil
 }
 
-func serveRaw(echo bool) role {
-	return func([]string) (string, error) {
-		return serveEach(func(conn net.Conn) {
-			defer conn.Close()
-			in, out := bufio.NewReaderSize(conn, bufferBytes), bufio.NewWriterSize(conn, bufferBytes)
-			var payload []byte
-			for {
-				var number int
-				var err error
-				if number, payload, err = readFrame(in, payload); err != nil {
-					return
-				}
-				if echo {
-					writeFrameHeader(out, number, len(payload))
-					out.Write(payload)
-				} else {
-					out.Write(binary.BigEndian.AppendUint64(out.AvailableBuffer(), uint64(number)))
-				}
-				if in.Buffered() == 0 && out.Flush() != nil {
-					return
-				}
+func (f rawForm) serve([]string) (string, error) {
+	return serveEach(func(conn net.Conn) {
+		defer conn.Close()
+		c := f.newConn(conn)
+		for {
+			number, payload, err := c.readFrame()
+			if err != nil {
+				return
 			}
-		})
-	}
+			if f.echo {
+				c.writeHeader(number, len(payload))
+				c.out.Write(payload)
+			} else {
+				c.out.Write(binary.BigEndian.AppendUint64(c.out.AvailableBuffer(), uint64(number)))
+			}
+			if c.in.Buffered() == 0 && c.out.Flush() != nil {
+				return
+			}
+		}
+	})
 }
 
-func writeFrameHeader(out *bufio.Writer, number, length int) error {
-	header := binary.BigEndian.AppendUint32(out.AvailableBuffer(), uint32(length))
-	_, err := out.Write(binary.BigEndian.AppendUint64(header, uint64(number)))
+const headerBytes = 4 + 8
+
+func (c *rawConn) writeHeader(number, length int) error {
+	header := binary.BigEndian.AppendUint32(c.out.AvailableBuffer(), uint32(length))
+	_, err := c.out.Write(binary.BigEndian.AppendUint64(header, uint64(number)))
 	return err
 }
 
-// readFrame reads a payload into buf, or a larger one in its place.
-func readFrame(in *bufio.Reader, buf []byte) (number int, payload []byte, err error) {
-	header, err := in.Peek(12)
+// readFrame gives a payload that is valid until the next call.
+func (c *rawConn) readFrame() (number int, payload []byte, err error) {
+	header, err := c.take(headerBytes)
 	if err != nil {
-		return 0, buf, err
+		return 0, nil, err
 	}
 	length := int(binary.BigEndian.Uint32(header))
 	number = int(binary.BigEndian.Uint64(header[4:]))
-	in.Discard(12)
-	if length > cap(buf) {
-		buf = make([]byte, length)
-	}
-	_, err = io.ReadFull(in, buf[:length])
-	return number, buf[:length], err
+	payload, err = c.take(length)
+	return number, payload, err
 }
 
-func readNumber(in *bufio.Reader) (int, error) {
-	b, err := in.Peek(8)
+func (c *rawConn) readNumber() (int, error) {
+	number, err := c.take(8)
 	if err != nil {
 		return 0, err
 	}
-	number := int(binary.BigEndian.Uint64(b))
-	in.Discard(8)
-	return number, nil
+	return int(binary.BigEndian.Uint64(number)), nil
+}
+
+// take reads n bytes, which are valid until the next call.
+func (c *rawConn) take(n int) ([]byte, error) {
+	if !c.plain && n <= c.in.Size() {
+		b, err := c.in.Peek(n)
+		c.in.Discard(len(b))
+		return b, err
+	}
+	if n > len(c.buf) {
+		c.buf = make([]byte, n)
+	}
+	_, err := io.ReadFull(c.in, c.buf[:n])
+	return c.buf[:n], err
 }

@@ -34,7 +34,8 @@ type yardstick struct {
 
 func yardsticks(ps processes) []yardstick {
 	return []yardstick{
-		{"raw", 1, linked(ps, "raw", overConn(newRawLink(false)))},
+		{"raw", 1, linked(ps, "raw", overConn(rawForm{}.newLink))},
+		{"raw, plain", 1, linked(ps, "raw plain", overConn(rawForm{plain: true}.newLink))},
 		{"lines", 1, linked(ps, "lines", overConn(newLineLink))},
 		{"grpc-go stream", 0.2, linked(ps, "grpc", newGRPCLink)},
 		{"NATS request/reply", 0.2, sync.OnceValues(func() ([]link, error) { return natsLinks(ps) })},
@@ -112,6 +113,7 @@ func throughput(ps processes, o options, yardsticks []yardstick) scenario {
 		baseline: "raw",
 		figures: []figure{
 			{"no-op tasks through Run, to raw", "Run, Concurrent", "raw", "≥ 0.35"},
+			{"no-op tasks through Run, to plain raw", "Run, Concurrent", "raw, plain", "≥ 0.35"},
 			{"no-op tasks through Run, to a grpc-go stream", "Run, Concurrent", "grpc-go stream", "≥ 6"},
 			{"no-op tasks through Run, to NATS request/reply", "Run, Concurrent", "NATS request/reply", "≥ 4"},
 			{"no-op tasks through Stream, to Run", "Stream, Concurrent", "Run, Concurrent", "≥ 0.8"},
@@ -152,7 +154,7 @@ func bulk(ps processes, o options) scenario {
 		rate, err := perSecond(n, f)
 		return rate * bigPayloadBytes, err
 	}
-	raw := yardstick{"raw", 1, linked(ps, "raw echo", overConn(newRawLink(true)))}
+	raw := yardstick{"raw", 1, linked(ps, "raw echo", overConn(rawForm{echo: true}.newLink))}
 	lines := yardstick{"lines", 1, linked(ps, "lines echo", overConn(newLineLink))}
 	return scenario{
 		name:     "64 KiB",

@@ -15,6 +15,7 @@ import (
 type scenario struct {
 	name        string // the first part of the names of its rows
 	title       string
+	note        string // what must be said of it, if anything
 	unit        unit
 	rounds      int
 	baseline    string // the contestant that ratios are of
@@ -27,7 +28,12 @@ type contestant struct {
 	name string
 	// measure is called once to warm up, unless the scenario has one round
 	// only, and then once a round.
-	measure func() (float64, error)
+	measure func() (measurement, error)
+}
+
+type measurement struct {
+	value float64
+	cpu   float64 // seconds a task that all processes together have computed; 0 if it is not known or not asked for
 }
 
 // A figure is what the project aims at: the ratio of two contestants, or what
@@ -44,31 +50,36 @@ type unit struct {
 	format func(float64) string
 }
 
-var (
-	tasksPerSecond = unit{"tasks/s", func(v float64) string { return fmt.Sprintf("%.0f k", v/1e3) }}
-	bytesPerSecond = unit{"MB/s each way", func(v float64) string { return fmt.Sprintf("%.0f", v/1e6) }}
-	roundTrip      = unit{"µs a task", func(v float64) string { return fmt.Sprintf("%.1f", v*1e6) }}
-	mebibytes      = unit{"MiB", func(v float64) string { return fmt.Sprintf("%.1f", v/(1<<20)) }}
-	bytesPerTask   = unit{"bytes a task", func(v float64) string { return fmt.Sprintf("%.0f", v) }}
-	perTask        = unit{"a task", func(v float64) string { return fmt.Sprintf("%.2f", v) }}
-	nanoseconds    = unit{"ns a task", func(v float64) string { return fmt.Sprintf("%.0f", v*1e9) }}
-	ratioUnit      = unit{"", func(v float64) string { return fmt.Sprintf("%.3g", v) }}
-)
-
-// A timing times f, which has n units of work done, and makes a value of it.
-type timing func(n int, f func() error) (float64, error)
-
-// perSecond times f, which has n units of work done.
-func perSecond(n int, f func() error) (float64, error) {
-	seconds, err := secondsEach(n, f)
-	return 1 / seconds, err
+func scaled(name, format string, by float64) unit {
+	return unit{name, func(v float64) string { return fmt.Sprintf(format, v/by) }}
 }
 
-// secondsEach times f, and gives the time of one of its n units of work.
-func secondsEach(n int, f func() error) (float64, error) {
-	start := time.Now()
-	err := f()
-	return time.Since(start).Seconds() / float64(n), err
+var (
+	kiloPerSecond  = scaled("1000 tasks/s", "%.0f", 1e3)
+	megabytes      = scaled("MB/s each way", "%.0f", 1e6)
+	microseconds   = scaled("µs a task", "%.1f", 1e-6)
+	nanoseconds    = scaled("ns a task", "%.0f", 1e-9)
+	mebibytes      = scaled("MiB", "%.1f", 1<<20)
+	bytesATask     = scaled("bytes a task", "%.0f", 1)
+	allocations    = scaled("allocations a task", "%.3f", 1)
+	ratioToAnother = scaled("", "%.3g", 1)
+)
+
+// timed takes the seconds that f needs for each of its n tasks.
+func (ps processes) timed(n int, f func() error) (measurement, error) {
+	_, before, err := ps.usage()
+	if err != nil {
+		return measurement{}, err
+	}
+	own, start := cpuTime(), time.Now()
+	if err := f(); err != nil {
+		return measurement{}, err
+	}
+	elapsed := time.Since(start)
+	own = cpuTime() - own
+	_, after, err := ps.usage()
+	perTask := 1 / float64(n)
+	return measurement{elapsed.Seconds() * perTask, (own + after.CPU - before.CPU).Seconds() * perTask}, err
 }
 
 // A row is what has been measured of a contestant, round by round.
@@ -78,6 +89,8 @@ type row struct {
 	Ratios []float64 `json:"ratios,omitempty"` // to the baseline of the same round
 	summary
 	Ratio *summary `json:"ratio,omitempty"`
+	CPU   *summary `json:"cpu,omitempty"` // seconds a task, of all processes together
+	cpu   []float64
 }
 
 // A summary is of the rounds.
@@ -100,6 +113,7 @@ func summarize(values []float64) summary {
 type measuredScenario struct {
 	Name     string           `json:"name"`
 	Title    string           `json:"title"`
+	Note     string           `json:"note,omitempty"`
 	Unit     string           `json:"unit"`
 	Baseline string           `json:"baseline,omitempty"`
 	Rows     []*row           `json:"rows"`
@@ -120,7 +134,7 @@ func (s scenario) measure(only *regexp.Regexp) (*measuredScenario, error) {
 	chosen := slices.DeleteFunc(slices.Clone(s.contestants), func(c contestant) bool {
 		return !only.MatchString(s.name + "/" + c.name)
 	})
-	m := &measuredScenario{Name: s.name, Title: s.title, Unit: s.unit.name, Baseline: s.baseline, unit: s.unit}
+	m := &measuredScenario{Name: s.name, Title: s.title, Note: s.note, Unit: s.unit.name, Baseline: s.baseline, unit: s.unit}
 	if len(chosen) == 0 {
 		return m, nil
 	}
@@ -140,17 +154,22 @@ func (s scenario) measure(only *regexp.Regexp) (*measuredScenario, error) {
 		for i := range chosen {
 			c := chosen[(i+max(round, 0))%len(chosen)]
 			runtime.GC()
-			value, err := c.measure()
+			measured, err := c.measure()
 			if err != nil {
 				return nil, fmt.Errorf("%s/%s: %w", s.name, c.name, err)
 			}
 			if round >= 0 {
-				rows[c.name].Values = append(rows[c.name].Values, value)
+				r := rows[c.name]
+				r.Values = append(r.Values, measured.value)
+				r.cpu = append(r.cpu, measured.cpu)
 			}
 		}
 	}
 	for _, r := range m.Rows {
 		r.summary = summarize(r.Values)
+		if cpu := summarize(r.cpu); cpu.Min > 0 {
+			r.CPU = &cpu
+		}
 		if base := rows[s.baseline]; base != nil && base != r {
 			r.Ratios = ratios(r, base)
 			r.Ratio = new(summarize(r.Ratios))
@@ -164,7 +183,7 @@ func (s scenario) measure(only *regexp.Regexp) (*measuredScenario, error) {
 		case per == nil:
 			m.Figures = append(m.Figures, measuredFigure{f.text, f.aim, s.unit.name, of.summary, s.unit})
 		default:
-			m.Figures = append(m.Figures, measuredFigure{f.text, f.aim, "", summarize(ratios(of, per)), ratioUnit})
+			m.Figures = append(m.Figures, measuredFigure{f.text, f.aim, "", summarize(ratios(of, per)), ratioToAnother})
 		}
 	}
 	return m, nil

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 )
 
@@ -75,25 +76,38 @@ func (o outcome) writeTables(dst io.Writer) error {
 }
 
 func (s *measuredScenario) writeTable(w io.Writer) {
-	rounds := len(s.Rows[0].Values)
-	fmt.Fprintf(w, "\n%s. %s\n\n", s.Title, counted(rounds))
-	fmt.Fprintf(w, "| | %s | min–max |", s.unit.name)
-	columns := "|---|---:|---:|"
-	if s.Baseline != "" {
-		fmt.Fprintf(w, " ÷ %s | min–max |", s.Baseline)
-		columns += "---:|---:|"
+	fmt.Fprintf(w, "\n%s. %s\n", s.Title, counted(len(s.Rows[0].Values)))
+	if s.Note != "" {
+		fmt.Fprintf(w, "%s\n", s.Note)
 	}
-	fmt.Fprintf(w, "\n%s\n", columns)
+	fmt.Fprintln(w)
+	computed := slices.ContainsFunc(s.Rows, func(r *row) bool { return r.CPU != nil })
+	heads := []string{"", s.unit.name, "min–max"}
+	if s.Baseline != "" {
+		heads = append(heads, "÷ "+s.Baseline, "min–max")
+	}
+	if computed {
+		heads = append(heads, "CPU ns a task")
+	}
+	writeLine(w, heads)
+	fmt.Fprintf(w, "|---%s|\n", strings.Repeat("|---:", len(heads)-1))
 	for _, r := range s.Rows {
-		fmt.Fprintf(w, "| %s | %s | %s |", r.Name, s.unit.format(r.Median), r.spread(s.unit))
+		cells := []string{r.Name, s.unit.format(r.Median), r.spread(s.unit)}
 		switch {
 		case r.Ratio != nil:
-			fmt.Fprintf(w, " %s | %s |", ratioUnit.format(r.Ratio.Median), r.Ratio.spread(ratioUnit))
+			cells = append(cells, ratioToAnother.format(r.Ratio.Median), r.Ratio.spread(ratioToAnother))
 		case s.Baseline != "":
-			fmt.Fprint(w, " | |")
+			cells = append(cells, "", "")
 		}
-		fmt.Fprintln(w)
+		if r.CPU != nil {
+			cells = append(cells, nanoseconds.format(r.CPU.Median))
+		}
+		writeLine(w, cells)
 	}
+}
+
+func writeLine(w io.Writer, cells []string) {
+	fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
 }
 
 func counted(rounds int) string {
@@ -105,16 +119,20 @@ func counted(rounds int) string {
 
 // writeFigures writes what the project aims at beside what was measured.
 func (o outcome) writeFigures(w io.Writer) {
-	heading := "\nAims. A ratio is the median of the rounds' ratios.\n\n| figure | measured | min–max | aim |\n|---|---:|---:|---:|\n"
+	started := false
 	for _, s := range o.Scenarios {
 		for _, f := range s.Figures {
-			fmt.Fprint(w, heading)
-			heading = ""
+			if !started {
+				fmt.Fprint(w, "\nWhat is aimed at. Ratios are taken round by round.\n\n")
+				writeLine(w, []string{"figure", "measured", "min–max", "aim"})
+				fmt.Fprint(w, "|---|---:|---:|---:|\n")
+				started = true
+			}
 			text := f.Text
 			if f.Unit != "" {
 				text += ", " + f.Unit
 			}
-			fmt.Fprintf(w, "| %s | %s | %s | %s |\n", text, f.unit.format(f.Median), f.spread(f.unit), f.Aim)
+			writeLine(w, []string{text, f.unit.format(f.Median), f.spread(f.unit), f.Aim})
 		}
 	}
 }

@@ -3,12 +3,14 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"runtime"
 	"strings"
+	"time"
 )
 
 // Workers are processes of their own: this binary, started again in a role.
@@ -16,7 +18,8 @@ import (
 const roleEnv = "TASKEXEC_BENCHMARK_ROLE"
 
 // A role starts to serve with its arguments, goes on in goroutines, and returns
-// the address to reach it at.
+// the address to reach it at. One that has something to do instead of serving
+// returns when it is done.
 type role func(args []string) (addr string, err error)
 
 var roles = map[string]role{
@@ -31,17 +34,18 @@ var roles = map[string]role{
 	"net/rpc":       serveRPC,
 	"taskexec":      serveTaskexec(false),
 	"taskexec echo": serveTaskexec(true),
+	"stream":        streamInProcess,
 }
 
 // play is the process's life in a role. It says its address, then answers each
-// line of its input with what it has allocated and holds, and ends with its
+// line of its input with what it has used up, and ends with its
 // input: it does not outlive the process that started it.
 func play(name string) error {
 	start, ok := roles[name]
 	if !ok {
 		return fmt.Errorf("there is no role %q", name)
 	}
-	addr, err := start(os.Args[1:])
+	addr, err := start(flag.Args())
 	if err != nil {
 		return err
 	}
@@ -55,16 +59,16 @@ func play(name string) error {
 	return in.Err()
 }
 
-// A usage is what a process has allocated so far, and holds.
+// A usage is what a process has used up so far.
 type usage struct {
-	Mallocs uint64
-	Memory  residentMemory
+	Mallocs uint64        // allocations
+	CPU     time.Duration // of all cores; 0 where the system does not say it
 }
 
 func ownUsage() usage {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return usage{m.Mallocs, ownMemory()}
+	return usage{m.Mallocs, cpuTime()}
 }
 
 // A process is one that plays a role.
@@ -77,6 +81,18 @@ type process struct {
 
 // startProcess returns when the process serves.
 func startProcess(role string, args ...string) (*process, error) {
+	p, err := launch(role, args...)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.serves(); err != nil {
+		p.end()
+		return nil, fmt.Errorf("the process %q has not said where it serves: %w", role, err)
+	}
+	return p, nil
+}
+
+func launch(role string, args ...string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -95,14 +111,14 @@ func startProcess(role string, args ...string) (*process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{cmd: cmd, stdin: stdin, stdout: bufio.NewReader(stdout)}
+	return &process{cmd: cmd, stdin: stdin, stdout: bufio.NewReader(stdout)}, nil
+}
+
+// serves waits until the process serves, or has done what it was started for.
+func (p *process) serves() error {
 	addr, err := p.stdout.ReadString('\n')
-	if err != nil {
-		p.end()
-		return nil, fmt.Errorf("the process %q did not say where it serves: %w", role, err)
-	}
 	p.addr = strings.TrimSpace(addr)
-	return p, nil
+	return err
 }
 
 // usage asks the process.
@@ -149,6 +165,21 @@ func (ps processes) start(role string, args ...string) error {
 		ps[role] = append(ps[role], p)
 	}
 	return err
+}
+
+// usage is that of all of them, and of this process apart.
+func (ps processes) usage() (own, others usage, err error) {
+	for _, started := range ps {
+		for _, p := range started {
+			u, err := p.usage()
+			if err != nil {
+				return own, others, err
+			}
+			others.Mallocs += u.Mallocs
+			others.CPU += u.CPU
+		}
+	}
+	return ownUsage(), others, nil
 }
 
 func (ps processes) end() {

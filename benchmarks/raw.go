@@ -119,7 +119,7 @@ func (c *rawConn) readNumber() (int, error) {
 
 // take reads n bytes, which are valid until the next call.
 func (c *rawConn) take(n int) ([]byte, error) {
-	if !c.plain && n <= c.in.Size() {
+	if !c.plain && n <= c.in.Size()/4 { // a long one is read past the buffer, which is faster still
 		b, err := c.in.Peek(n)
 		c.in.Discard(len(b))
 		return b, err

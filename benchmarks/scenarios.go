@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	instruction     = "0123456789abcdef"
-	bigPayloadBytes = 64 << 10
+	instruction = "0123456789abcdef"
+	bulkBytes   = 64 << 10 // of an instruction, and of an output
 )
 
 // scenarios is all that can be measured, in the order of the tables.
@@ -22,13 +22,17 @@ func scenarios(ps processes, o options) []scenario {
 		throughput(ps, o, all),
 		oneAtATime(ps, o, all),
 		bulk(ps, o),
+		allocated(ps, o),
+		held(ps, o),
+		streamMemory(ps, o),
+		crowd(o),
 	}
 }
 
 // A yardstick is another way to have tasks executed by worker processes.
 type yardstick struct {
 	name  string
-	share float64 // of a scenario's tasks: a slow one gets fewer, and as much time
+	share float64 // of a scenario's tasks: a slow one gets fewer, and about as much time
 	links func() ([]link, error)
 }
 
@@ -55,44 +59,48 @@ func linked(ps processes, role string, newLink func(addr string) (link, error)) 
 	})
 }
 
-// measured has n tasks executed over the yardstick's links.
-func (y yardstick) measured(n int, payload string, execute func([]link, int, string) error, value timing) contestant {
+// A way has n tasks executed over links: flood or oneByOne.
+type way func(links []link, n int, payload string) error
+
+// A gauge makes a measurement of f, which has n tasks executed.
+type gauge func(n int, f func() error) (measurement, error)
+
+// through has n tasks executed by a yardstick.
+func (y yardstick) through(execute way, n int, payload string, g gauge) contestant {
 	n = max(workers, int(float64(n)*y.share))
-	return contestant{y.name, func() (float64, error) {
+	return contestant{y.name, func() (measurement, error) {
 		links, err := y.links()
 		if err != nil {
-			return 0, err
+			return measurement{}, err
 		}
-		runtime.GC()
-		return value(n, func() error { return execute(links, n, payload) })
+		return g(n, func() error { return execute(links, n, payload) })
 	}}
 }
 
-// ran has n tasks executed by Run.
-func ran(ps processes, name, role string, order taskexec.Order, n int, payload string, value timing) contestant {
-	return contestant{name, func() (float64, error) {
+// throughRun has n tasks executed by Run.
+func throughRun(ps processes, name, role string, order taskexec.Order, n int, payload string, g gauge) contestant {
+	return contestant{name, func() (measurement, error) {
 		c, err := coordinatorOf(ps, role, order)
 		if err != nil {
-			return 0, err
+			return measurement{}, err
 		}
 		list := slices.Collect(tasks(n, payload))
 		runtime.GC()
-		return value(n, func() error {
+		return g(n, func() error {
 			_, err := c.Run(context.Background(), list)
 			return err
 		})
 	}}
 }
 
-// streamed has n tasks executed by Stream, Concurrent.
-func streamed(ps processes, name string, n int, payload string, value timing) contestant {
-	return contestant{name, func() (float64, error) {
+// throughStream has n tasks executed by Stream, Concurrent.
+func throughStream(ps processes, name string, n int, payload string, g gauge) contestant {
+	return contestant{name, func() (measurement, error) {
 		c, err := coordinatorOf(ps, "taskexec", taskexec.Concurrent)
 		if err != nil {
-			return 0, err
+			return measurement{}, err
 		}
-		runtime.GC()
-		return value(n, func() error { return stream(c, n, payload) })
+		return g(n, func() error { return stream(c, n, payload) })
 	}}
 }
 
@@ -108,7 +116,7 @@ func throughput(ps processes, o options, yardsticks []yardstick) scenario {
 	s := scenario{
 		name:     "throughput",
 		title:    "No-op tasks of 16 bytes, each acknowledged",
-		unit:     tasksPerSecond,
+		unit:     kiloPerSecond,
 		rounds:   o.rounds,
 		baseline: "raw",
 		figures: []figure{
@@ -119,13 +127,18 @@ func throughput(ps processes, o options, yardsticks []yardstick) scenario {
 			{"no-op tasks through Stream, to Run", "Stream, Concurrent", "Run, Concurrent", "≥ 0.8"},
 		},
 	}
+	rate := func(n int, f func() error) (measurement, error) {
+		m, err := ps.timed(n, f)
+		m.value = 1 / m.value
+		return m, err
+	}
 	for _, y := range yardsticks {
-		s.contestants = append(s.contestants, y.measured(o.tasks, instruction, flood, perSecond))
+		s.contestants = append(s.contestants, y.through(flood, o.tasks, instruction, rate))
 	}
 	s.contestants = append(s.contestants,
-		ran(ps, "Run, Concurrent", "taskexec", taskexec.Concurrent, o.tasks, instruction, perSecond),
-		ran(ps, "Run, ByCategory", "taskexec", taskexec.ByCategory, o.tasks, instruction, perSecond),
-		streamed(ps, "Stream, Concurrent", o.tasks, instruction, perSecond))
+		throughRun(ps, "Run, Concurrent", "taskexec", taskexec.Concurrent, o.tasks, instruction, rate),
+		throughRun(ps, "Run, ByCategory", "taskexec", taskexec.ByCategory, o.tasks, instruction, rate),
+		throughStream(ps, "Stream, Concurrent", o.tasks, instruction, rate))
 	return s
 }
 
@@ -134,42 +147,84 @@ func oneAtATime(ps processes, o options, yardsticks []yardstick) scenario {
 	s := scenario{
 		name:     "one at a time",
 		title:    "One task at a time, the workers in turn",
-		unit:     roundTrip,
+		unit:     microseconds,
 		rounds:   o.rounds,
 		baseline: "raw",
 		figures:  []figure{{"a task's round trip, ByInput, to raw", "Run, ByInput", "raw", "≤ 1.25"}},
 	}
 	for _, y := range yardsticks {
 		y.share = 1
-		s.contestants = append(s.contestants, y.measured(n, instruction, oneByOne, secondsEach))
+		s.contestants = append(s.contestants, y.through(oneByOne, n, instruction, ps.timed))
 	}
-	s.contestants = append(s.contestants, ran(ps, "Run, ByInput", "taskexec", taskexec.ByInput, n, instruction, secondsEach))
+	s.contestants = append(s.contestants, throughRun(ps, "Run, ByInput", "taskexec", taskexec.ByInput, n, instruction, ps.timed))
 	return s
 }
 
 func bulk(ps processes, o options) scenario {
 	n := max(workers, o.tasks/250)
-	plain := strings.Repeat(instruction, bigPayloadBytes/len(instruction))
-	bytesEachSecond := func(n int, f func() error) (float64, error) {
-		rate, err := perSecond(n, f)
-		return rate * bigPayloadBytes, err
+	text := strings.Repeat(instruction, bulkBytes/len(instruction))
+	volume := func(n int, f func() error) (measurement, error) {
+		m, err := ps.timed(n, f)
+		m.value = bulkBytes / m.value
+		return m, err
 	}
 	raw := yardstick{"raw", 1, linked(ps, "raw echo", overConn(rawForm{echo: true}.newLink))}
 	lines := yardstick{"lines", 1, linked(ps, "lines echo", overConn(newLineLink))}
 	return scenario{
 		name:     "64 KiB",
 		title:    "Instructions and outputs of 64 KiB",
-		unit:     bytesPerSecond,
+		unit:     megabytes,
 		rounds:   o.rounds,
 		baseline: "raw",
 		contestants: []contestant{
-			raw.measured(n, plain, flood, bytesEachSecond),
-			lines.measured(n, plain, flood, bytesEachSecond),
-			ran(ps, "Run, Concurrent", "taskexec echo", taskexec.Concurrent, n, plain, bytesEachSecond),
-			ran(ps, "Run, Concurrent, random bytes", "taskexec echo", taskexec.Concurrent, n, randomBytes(bigPayloadBytes), bytesEachSecond),
+			raw.through(flood, n, text, volume),
+			lines.through(flood, n, text, volume),
+			throughRun(ps, "Run, Concurrent", "taskexec echo", taskexec.Concurrent, n, text, volume),
+			throughRun(ps, "Run, Concurrent, random bytes", "taskexec echo", taskexec.Concurrent, n, randomBytes(bulkBytes), volume),
 		},
 		figures: []figure{
-			{"64 KiB outputs and instructions, to raw", "Run, Concurrent", "raw", "≥ 0.6"},
+			{"64 KiB outputs and instructions, text, to raw", "Run, Concurrent", "raw", "≥ 0.6"},
+			{"the same of random bytes, some of which are escaped", "Run, Concurrent, random bytes", "raw", "≥ 0.6"},
+		},
+	}
+}
+
+// allocated counts what is allocated, wherever.
+func allocated(ps processes, o options) scenario {
+	count := func(ofWorkers bool) gauge {
+		return func(n int, f func() error) (measurement, error) {
+			ownBefore, othersBefore, err := ps.usage()
+			if err != nil {
+				return measurement{}, err
+			}
+			if err := f(); err != nil {
+				return measurement{}, err
+			}
+			own, others, err := ps.usage()
+			count := own.Mallocs - ownBefore.Mallocs
+			if ofWorkers {
+				count = others.Mallocs - othersBefore.Mallocs
+			}
+			return measurement{value: float64(count) / float64(n)}, err
+		}
+	}
+	run := func(name string, ofWorkers bool) contestant {
+		return throughRun(ps, name, "taskexec", taskexec.Concurrent, o.tasks, instruction, count(ofWorkers))
+	}
+	return scenario{
+		name:   "allocations",
+		title:  "Allocations for a no-op task",
+		unit:   allocations,
+		rounds: 1,
+		contestants: []contestant{
+			run("coordinator, Run", false),
+			run("worker, Run", true),
+			throughStream(ps, "coordinator, Stream", o.tasks, instruction, count(false)),
+			throughStream(ps, "worker, Stream", o.tasks, instruction, count(true)),
+		},
+		figures: []figure{
+			{"in the coordinator", "coordinator, Run", "", "≤ 2"},
+			{"in the worker", "worker, Run", "", "≤ 2"},
 		},
 	}
 }

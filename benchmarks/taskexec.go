@@ -31,11 +31,12 @@ func serveTaskexec(echo bool) role {
 	}
 }
 
-// categories has one for each worker.
+// categories has one for each worker process.
 var categories = [workers]string{"a", "b", "c"}
 
-func newCoordinator(addrs []string, order taskexec.Order) (*taskexec.Coordinator, error) {
-	options := []taskexec.CoordinatorOption{taskexec.WithOrder(order)}
+// newCoordinator gives each category the worker at its place in addrs.
+func newCoordinator(addrs []string, order taskexec.Order, options ...taskexec.CoordinatorOption) (*taskexec.Coordinator, error) {
+	options = append(options, taskexec.WithOrder(order))
 	if *window > 0 {
 		options = append(options, taskexec.WithWindow(*window))
 	}

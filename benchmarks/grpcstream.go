@@ -14,7 +14,13 @@ import (
 )
 
 // Of grpc-go, a bidirectional stream to each worker. Its messages are bytes
-// that no schema encodes, which is in its favour.
+// that no schema encodes, and its windows and buffers are wider than by default:
+// both are in its favour.
+
+const (
+	grpcWindowBytes = 4 << 20
+	grpcBufferBytes = 256 << 10
+)
 
 // bytesCodec passes *[]byte through.
 type bytesCodec struct{}
@@ -68,7 +74,10 @@ func serveGRPC([]string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	s := grpc.NewServer(grpc.ForceServerCodecV2(bytesCodec{}))
+	s := grpc.NewServer(
+		grpc.ForceServerCodecV2(bytesCodec{}),
+		grpc.InitialWindowSize(grpcWindowBytes), grpc.InitialConnWindowSize(grpcWindowBytes),
+		grpc.WriteBufferSize(grpcBufferBytes), grpc.ReadBufferSize(grpcBufferBytes))
 	s.RegisterService(&tasksService, nil)
 	go s.Serve(ln)
 	return ln.Addr().String(), nil
@@ -79,7 +88,9 @@ type grpcLink struct{ stream grpc.ClientStream }
 func newGRPCLink(addr string) (link, error) {
 	conn, err := grpc.NewClient(addr,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(bytesCodec{})))
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(bytesCodec{})),
+		grpc.WithInitialWindowSize(grpcWindowBytes), grpc.WithInitialConnWindowSize(grpcWindowBytes),
+		grpc.WithWriteBufferSize(grpcBufferBytes), grpc.WithReadBufferSize(grpcBufferBytes))
 	if err != nil {
 		return nil, err
 	}

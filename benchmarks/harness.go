@@ -15,7 +15,7 @@ import (
 type scenario struct {
 	name        string // the first part of the names of its rows
 	title       string
-	note        string // what must be said of it, if anything
+	note        string // why it has no contestants
 	unit        unit
 	rounds      int
 	baseline    string // the contestant that ratios are of
@@ -113,7 +113,6 @@ func summarize(values []float64) summary {
 type measuredScenario struct {
 	Name     string           `json:"name"`
 	Title    string           `json:"title"`
-	Note     string           `json:"note,omitempty"`
 	Unit     string           `json:"unit"`
 	Baseline string           `json:"baseline,omitempty"`
 	Rows     []*row           `json:"rows"`
@@ -131,10 +130,13 @@ type measuredFigure struct {
 
 // measure runs those of the scenario's contestants that only selects.
 func (s scenario) measure(only *regexp.Regexp) (*measuredScenario, error) {
+	if s.note != "" {
+		fmt.Fprintf(os.Stderr, "%s: %s\n", s.name, s.note)
+	}
 	chosen := slices.DeleteFunc(slices.Clone(s.contestants), func(c contestant) bool {
 		return !only.MatchString(s.name + "/" + c.name)
 	})
-	m := &measuredScenario{Name: s.name, Title: s.title, Note: s.note, Unit: s.unit.name, Baseline: s.baseline, unit: s.unit}
+	m := &measuredScenario{Name: s.name, Title: s.title, Unit: s.unit.name, Baseline: s.baseline, unit: s.unit}
 	if len(chosen) == 0 {
 		return m, nil
 	}
@@ -198,6 +200,10 @@ func ratios(of, per *row) []float64 {
 	return list
 }
 
-func (s summary) spread(u unit) string {
-	return u.format(s.Min) + "–" + u.format(s.Max)
+// in writes the median in a unit, and how far the rounds are apart.
+func (s summary) in(u unit) string {
+	if s.Min == s.Max {
+		return u.format(s.Median)
+	}
+	return fmt.Sprintf("%s (%s–%s)", u.format(s.Median), u.format(s.Min), u.format(s.Max))
 }

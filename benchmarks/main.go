@@ -13,6 +13,8 @@ import (
 	"log"
 	"os"
 	"regexp"
+	"runtime/debug"
+	"time"
 )
 
 // options are the flags.
@@ -22,8 +24,10 @@ type options struct {
 	streamTasks int
 	only        *regexp.Regexp
 	json        bool
+	timeout     time.Duration
 }
 
+// window is one of them that the processes are given too.
 var window = flag.Int("window", 0, "WithWindow of taskexec, in `tasks`; 0 leaves it its default")
 
 func main() {
@@ -38,10 +42,11 @@ func main() {
 	}
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 9, "how many `rounds` there are of what is timed")
-	flag.IntVar(&o.tasks, "tasks", 1_000_000, "how many `tasks` there are in a round of the fastest; the others have less, in proportion")
-	flag.IntVar(&o.streamTasks, "stream-tasks", 1_000_000, "how many `tasks` the memory of Stream is measured with")
+	flag.IntVar(&o.tasks, "tasks", 1_000_000, "of how many `tasks` the memory of Run is measured; what is timed has a part of them")
+	flag.IntVar(&o.streamTasks, "stream-tasks", 1_000_000, "during how many `tasks` the memory of Stream is measured")
 	only := flag.String("only", "", "measure only the rows whose \"scenario/row\" matches this `regexp`; a ratio needs both its rows")
-	flag.BoolVar(&o.json, "json", false, "print JSON instead of tables, with the values of each round")
+	flag.BoolVar(&o.json, "json", false, "print JSON instead of tables, with the values of each round, in units without a prefix")
+	flag.DurationVar(&o.timeout, "timeout", 10*time.Minute, "panic after this `time`, with what every goroutine does")
 	flag.Parse()
 	if flag.NArg() > 0 || o.rounds < 1 || o.tasks < workers || o.streamTasks < workers {
 		flag.Usage()
@@ -51,6 +56,10 @@ func main() {
 	if o.only, err = regexp.Compile(*only); err != nil {
 		log.Fatalf("-only: %v", err)
 	}
+	defer time.AfterFunc(o.timeout, func() {
+		debug.SetTraceback("all")
+		panic(fmt.Sprintf("not done after %v", o.timeout))
+	}).Stop()
 	if err := run(o); err != nil {
 		log.Fatal(err)
 	}
@@ -59,22 +68,21 @@ func main() {
 func run(o options) error {
 	ps := make(processes)
 	defer ps.end()
-	var outcome outcome
-	outcome.Machine = thisMachine()
+	result := outcome{Machine: thisMachine()}
 	for _, s := range scenarios(ps, o) {
 		m, err := s.measure(o.only)
 		if err != nil {
 			return err
 		}
 		if len(m.Rows) > 0 {
-			outcome.Scenarios = append(outcome.Scenarios, m)
+			result.Scenarios = append(result.Scenarios, m)
 		}
 	}
-	if len(outcome.Scenarios) == 0 {
-		return fmt.Errorf("-only %s selects nothing", o.only)
+	if len(result.Scenarios) == 0 {
+		return fmt.Errorf("-only %s selects no row", o.only)
 	}
 	if o.json {
-		return outcome.writeJSON(os.Stdout)
+		return result.writeJSON(os.Stdout)
 	}
-	return outcome.writeTables(os.Stdout)
+	return result.writeTables(os.Stdout)
 }

@@ -110,7 +110,7 @@ func streamMemory(ps processes, o options) scenario {
 		rounds: 1,
 	}
 	if _, err := readMemory(os.Getpid()); err != nil {
-		s.note = "Not measured: it takes Linux to say how much memory a process has."
+		s.note = "Not measured: only Linux says how much memory a process has."
 		return s
 	}
 	measured := sync.OnceValues(func() (map[string][]residentMemory, error) { return watchStream(o.streamTasks) })

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -56,7 +57,11 @@ func cpuModel() string {
 }
 
 func (m machine) String() string {
-	return fmt.Sprintf("%d cores, %s, %s/%s, %s", m.CPUs, m.CPU, m.OS, m.Arch, m.Go)
+	text := fmt.Sprintf("%d cores, %s, %s/%s, %s", m.CPUs, m.CPU, m.OS, m.Arch, m.Go)
+	for _, path := range slices.Sorted(maps.Keys(m.Other)) {
+		text += ", " + path + " " + m.Other[path]
+	}
+	return text
 }
 
 func (o outcome) writeJSON(w io.Writer) error {
@@ -76,15 +81,11 @@ func (o outcome) writeTables(dst io.Writer) error {
 }
 
 func (s *measuredScenario) writeTable(w io.Writer) {
-	fmt.Fprintf(w, "\n%s. %s\n", s.Title, counted(len(s.Rows[0].Values)))
-	if s.Note != "" {
-		fmt.Fprintf(w, "%s\n", s.Note)
-	}
-	fmt.Fprintln(w)
+	fmt.Fprintf(w, "\n%s. %s\n\n", s.Title, counted(len(s.Rows[0].Values)))
 	computed := slices.ContainsFunc(s.Rows, func(r *row) bool { return r.CPU != nil })
-	heads := []string{"", s.unit.name, "min–max"}
+	heads := []string{"", s.unit.name}
 	if s.Baseline != "" {
-		heads = append(heads, "÷ "+s.Baseline, "min–max")
+		heads = append(heads, "÷ "+s.Baseline)
 	}
 	if computed {
 		heads = append(heads, "CPU ns a task")
@@ -92,12 +93,13 @@ func (s *measuredScenario) writeTable(w io.Writer) {
 	writeLine(w, heads)
 	fmt.Fprintf(w, "|---%s|\n", strings.Repeat("|---:", len(heads)-1))
 	for _, r := range s.Rows {
-		cells := []string{r.Name, s.unit.format(r.Median), r.spread(s.unit)}
-		switch {
-		case r.Ratio != nil:
-			cells = append(cells, ratioToAnother.format(r.Ratio.Median), r.Ratio.spread(ratioToAnother))
-		case s.Baseline != "":
-			cells = append(cells, "", "")
+		cells := []string{r.Name, r.in(s.unit)}
+		if s.Baseline != "" {
+			ratio := ""
+			if r.Ratio != nil {
+				ratio = r.Ratio.in(ratioToAnother)
+			}
+			cells = append(cells, ratio)
 		}
 		if r.CPU != nil {
 			cells = append(cells, nanoseconds.format(r.CPU.Median))
@@ -114,7 +116,7 @@ func counted(rounds int) string {
 	if rounds == 1 {
 		return "One round."
 	}
-	return fmt.Sprintf("Medians of %d rounds.", rounds)
+	return fmt.Sprintf("Medians of %d rounds (lowest–highest).", rounds)
 }
 
 // writeFigures writes what the project aims at beside what was measured.
@@ -124,15 +126,15 @@ func (o outcome) writeFigures(w io.Writer) {
 		for _, f := range s.Figures {
 			if !started {
 				fmt.Fprint(w, "\nWhat is aimed at. Ratios are taken round by round.\n\n")
-				writeLine(w, []string{"figure", "measured", "min–max", "aim"})
-				fmt.Fprint(w, "|---|---:|---:|---:|\n")
+				writeLine(w, []string{"figure", "measured", "aim"})
+				fmt.Fprint(w, "|---|---:|---:|\n")
 				started = true
 			}
 			text := f.Text
 			if f.Unit != "" {
 				text += ", " + f.Unit
 			}
-			writeLine(w, []string{text, f.unit.format(f.Median), f.spread(f.unit), f.Aim})
+			writeLine(w, []string{text, f.in(f.unit), f.Aim})
 		}
 	}
 }

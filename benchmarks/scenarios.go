@@ -32,18 +32,18 @@ func scenarios(ps processes, o options) []scenario {
 // A yardstick is another way to have tasks executed by worker processes.
 type yardstick struct {
 	name  string
-	share float64 // of a scenario's tasks: a slow one gets fewer, and about as much time
+	share float64 // of a scenario's tasks: a fast one gets more, a slow one fewer, so that each takes about a tenth of a second
 	links func() ([]link, error)
 }
 
 func yardsticks(ps processes) []yardstick {
 	return []yardstick{
-		{"raw", 1, linked(ps, "raw", overConn(rawForm{}.newLink))},
-		{"raw, plain", 1, linked(ps, "raw plain", overConn(rawForm{plain: true}.newLink))},
-		{"lines", 1, linked(ps, "lines", overConn(newLineLink))},
-		{"grpc-go stream", 0.2, linked(ps, "grpc", newGRPCLink)},
-		{"NATS request/reply", 0.2, sync.OnceValues(func() ([]link, error) { return natsLinks(ps) })},
-		{"net/rpc", 0.05, linked(ps, "net/rpc", overConn(newRPCLink))},
+		{"raw", 4, linked(ps, "raw", overConn(rawForm{}.newLink))},
+		{"raw, plain", 4, linked(ps, "raw plain", overConn(rawForm{plain: true}.newLink))},
+		{"lines", 4, linked(ps, "lines", overConn(newLineLink))},
+		{"grpc-go stream", 0.4, linked(ps, "grpc", newGRPCLink)},
+		{"NATS request/reply", 0.4, sync.OnceValues(func() ([]link, error) { return natsLinks(ps) })},
+		{"net/rpc", 0.1, linked(ps, "net/rpc", overConn(newRPCLink))},
 	}
 }
 
@@ -113,6 +113,7 @@ func coordinatorOf(ps processes, role string, order taskexec.Order) (*taskexec.C
 }
 
 func throughput(ps processes, o options, yardsticks []yardstick) scenario {
+	n := max(workers, o.tasks/2)
 	s := scenario{
 		name:     "throughput",
 		title:    "No-op tasks of 16 bytes, each acknowledged",
@@ -133,12 +134,12 @@ func throughput(ps processes, o options, yardsticks []yardstick) scenario {
 		return m, err
 	}
 	for _, y := range yardsticks {
-		s.contestants = append(s.contestants, y.through(flood, o.tasks, instruction, rate))
+		s.contestants = append(s.contestants, y.through(flood, n, instruction, rate))
 	}
 	s.contestants = append(s.contestants,
-		throughRun(ps, "Run, Concurrent", "taskexec", taskexec.Concurrent, o.tasks, instruction, rate),
-		throughRun(ps, "Run, ByCategory", "taskexec", taskexec.ByCategory, o.tasks, instruction, rate),
-		throughStream(ps, "Stream, Concurrent", o.tasks, instruction, rate))
+		throughRun(ps, "Run, Concurrent", "taskexec", taskexec.Concurrent, n, instruction, rate),
+		throughRun(ps, "Run, ByCategory", "taskexec", taskexec.ByCategory, n, instruction, rate),
+		throughStream(ps, "Stream, Concurrent", n, instruction, rate))
 	return s
 }
 
@@ -161,15 +162,15 @@ func oneAtATime(ps processes, o options, yardsticks []yardstick) scenario {
 }
 
 func bulk(ps processes, o options) scenario {
-	n := max(workers, o.tasks/250)
+	n := max(workers, o.tasks/1000)
 	text := strings.Repeat(instruction, bulkBytes/len(instruction))
 	volume := func(n int, f func() error) (measurement, error) {
 		m, err := ps.timed(n, f)
 		m.value = bulkBytes / m.value
 		return m, err
 	}
-	raw := yardstick{"raw", 1, linked(ps, "raw echo", overConn(rawForm{echo: true}.newLink))}
-	lines := yardstick{"lines", 1, linked(ps, "lines echo", overConn(newLineLink))}
+	raw := yardstick{"raw", 4, linked(ps, "raw echo", overConn(rawForm{echo: true}.newLink))}
+	lines := yardstick{"lines", 4, linked(ps, "lines echo", overConn(newLineLink))}
 	return scenario{
 		name:     "64 KiB",
 		title:    "Instructions and outputs of 64 KiB",
@@ -191,6 +192,7 @@ func bulk(ps processes, o options) scenario {
 
 // allocated counts what is allocated, wherever.
 func allocated(ps processes, o options) scenario {
+	n := max(workers, o.tasks/5)
 	count := func(ofWorkers bool) gauge {
 		return func(n int, f func() error) (measurement, error) {
 			ownBefore, othersBefore, err := ps.usage()
@@ -209,7 +211,7 @@ func allocated(ps processes, o options) scenario {
 		}
 	}
 	run := func(name string, ofWorkers bool) contestant {
-		return throughRun(ps, name, "taskexec", taskexec.Concurrent, o.tasks, instruction, count(ofWorkers))
+		return throughRun(ps, name, "taskexec", taskexec.Concurrent, n, instruction, count(ofWorkers))
 	}
 	return scenario{
 		name:   "allocations",
@@ -219,8 +221,8 @@ func allocated(ps processes, o options) scenario {
 		contestants: []contestant{
 			run("coordinator, Run", false),
 			run("worker, Run", true),
-			throughStream(ps, "coordinator, Stream", o.tasks, instruction, count(false)),
-			throughStream(ps, "worker, Stream", o.tasks, instruction, count(true)),
+			throughStream(ps, "coordinator, Stream", n, instruction, count(false)),
+			throughStream(ps, "worker, Stream", n, instruction, count(true)),
 		},
 		figures: []figure{
 			{"in the coordinator", "coordinator, Run", "", "≤ 2"},

@@ -44,25 +44,25 @@ type figure struct {
 	aim     string
 }
 
-// A unit is how a measured value is written.
+// A unit is what values are in, and how a table writes them.
 type unit struct {
-	name   string // as a table says it
-	format func(float64) string
+	base  string  // of the values, and of JSON
+	table string  // of what a table says
+	size  float64 // of the table's, in the base's
+	form  string  // for fmt.Sprintf
 }
 
-func scaled(name, format string, by float64) unit {
-	return unit{name, func(v float64) string { return fmt.Sprintf(format, v/by) }}
-}
+func (u unit) format(value float64) string { return fmt.Sprintf(u.form, value/u.size) }
 
 var (
-	kiloPerSecond  = scaled("1000 tasks/s", "%.0f", 1e3)
-	megabytes      = scaled("MB/s each way", "%.0f", 1e6)
-	microseconds   = scaled("µs a task", "%.1f", 1e-6)
-	nanoseconds    = scaled("ns a task", "%.0f", 1e-9)
-	mebibytes      = scaled("MiB", "%.1f", 1<<20)
-	bytesATask     = scaled("bytes a task", "%.0f", 1)
-	allocations    = scaled("allocations a task", "%.3f", 1)
-	ratioToAnother = scaled("", "%.3g", 1)
+	tasksPerSecond = unit{"tasks/s", "1000 tasks/s", 1e3, "%.0f"}
+	bytesPerSecond = unit{"bytes/s each way", "MB/s each way", 1e6, "%.0f"}
+	microseconds   = unit{"s a task", "µs a task", 1e-6, "%.1f"}
+	nanoseconds    = unit{"s a task", "ns a task", 1e-9, "%.0f"}
+	mebibytes      = unit{"bytes", "MiB", 1 << 20, "%.1f"}
+	bytesPerTask   = unit{"bytes a task", "bytes a task", 1, "%.0f"}
+	allocations    = unit{"allocations a task", "allocations a task", 1, "%.3f"}
+	noUnit         = unit{"", "", 1, "%.3g"}
 )
 
 // timed takes the seconds that f needs for each of its n tasks.
@@ -136,7 +136,7 @@ func (s scenario) measure(only *regexp.Regexp) (*measuredScenario, error) {
 	chosen := slices.DeleteFunc(slices.Clone(s.contestants), func(c contestant) bool {
 		return !only.MatchString(s.name + "/" + c.name)
 	})
-	m := &measuredScenario{Name: s.name, Title: s.title, Unit: s.unit.name, Baseline: s.baseline, unit: s.unit}
+	m := &measuredScenario{Name: s.name, Title: s.title, Unit: s.unit.base, Baseline: s.baseline, unit: s.unit}
 	if len(chosen) == 0 {
 		return m, nil
 	}
@@ -183,9 +183,9 @@ func (s scenario) measure(only *regexp.Regexp) (*measuredScenario, error) {
 		case of == nil || f.per != "" && per == nil:
 			// not all that it needs was selected
 		case per == nil:
-			m.Figures = append(m.Figures, measuredFigure{f.text, f.aim, s.unit.name, of.summary, s.unit})
+			m.Figures = append(m.Figures, measuredFigure{f.text, f.aim, s.unit.base, of.summary, s.unit})
 		default:
-			m.Figures = append(m.Figures, measuredFigure{f.text, f.aim, "", summarize(ratios(of, per)), ratioToAnother})
+			m.Figures = append(m.Figures, measuredFigure{f.text, f.aim, "", summarize(ratios(of, per)), noUnit})
 		}
 	}
 	return m, nil

@@ -45,7 +45,7 @@ func main() {
 	flag.IntVar(&o.tasks, "tasks", 1_000_000, "of how many `tasks` the memory of Run is measured; what is timed has a part of them")
 	flag.IntVar(&o.streamTasks, "stream-tasks", 1_000_000, "during how many `tasks` the memory of Stream is measured")
 	only := flag.String("only", "", "measure only the rows whose \"scenario/row\" matches this `regexp`; a ratio needs both its rows")
-	flag.BoolVar(&o.json, "json", false, "print JSON instead of tables, with the values of each round, in units without a prefix")
+	flag.BoolVar(&o.json, "json", false, "print JSON instead of tables, with the values of each round")
 	flag.DurationVar(&o.timeout, "timeout", 10*time.Minute, "panic after this `time`, with what every goroutine does")
 	flag.Parse()
 	if flag.NArg() > 0 || o.rounds < 1 || o.tasks < workers || o.streamTasks < workers {

@@ -48,7 +48,7 @@ func held(ps processes, o options) scenario {
 	return scenario{
 		name:   "Run's memory",
 		title:  fmt.Sprintf("What Run over %d tasks holds beyond the tasks and the outputs", o.tasks),
-		unit:   bytesATask,
+		unit:   bytesPerTask,
 		rounds: 1,
 		contestants: []contestant{
 			{"afterwards", afterwards("taskexec", 0)},

@@ -83,7 +83,7 @@ func (o outcome) writeTables(dst io.Writer) error {
 func (s *measuredScenario) writeTable(w io.Writer) {
 	fmt.Fprintf(w, "\n%s. %s\n\n", s.Title, counted(len(s.Rows[0].Values)))
 	computed := slices.ContainsFunc(s.Rows, func(r *row) bool { return r.CPU != nil })
-	heads := []string{"", s.unit.name}
+	heads := []string{"", s.unit.table}
 	if s.Baseline != "" {
 		heads = append(heads, "÷ "+s.Baseline)
 	}
@@ -97,7 +97,7 @@ func (s *measuredScenario) writeTable(w io.Writer) {
 		if s.Baseline != "" {
 			ratio := ""
 			if r.Ratio != nil {
-				ratio = r.Ratio.in(ratioToAnother)
+				ratio = r.Ratio.in(noUnit)
 			}
 			cells = append(cells, ratio)
 		}
@@ -131,8 +131,8 @@ func (o outcome) writeFigures(w io.Writer) {
 				started = true
 			}
 			text := f.Text
-			if f.Unit != "" {
-				text += ", " + f.Unit
+			if f.unit != noUnit {
+				text += ", " + f.unit.table
 			}
 			writeLine(w, []string{text, f.in(f.unit), f.Aim})
 		}

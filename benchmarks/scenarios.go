@@ -117,7 +117,7 @@ func throughput(ps processes, o options, yardsticks []yardstick) scenario {
 	s := scenario{
 		name:     "throughput",
 		title:    "No-op tasks of 16 bytes, each acknowledged",
-		unit:     kiloPerSecond,
+		unit:     tasksPerSecond,
 		rounds:   o.rounds,
 		baseline: "raw",
 		figures: []figure{
@@ -174,7 +174,7 @@ func bulk(ps processes, o options) scenario {
 	return scenario{
 		name:     "64 KiB",
 		title:    "Instructions and outputs of 64 KiB",
-		unit:     megabytes,
+		unit:     bytesPerSecond,
 		rounds:   o.rounds,
 		baseline: "raw",
 		contestants: []contestant{

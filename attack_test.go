@@ -176,17 +176,17 @@ func (a *attack) dial() *net.TCPConn {
 	return tcp
 }
 
-// hold reads until the other side closes, or for d.
-func (a *attack) hold(conn net.Conn, d time.Duration) string {
+// hold reads until the other side ends the connection, or for d.
+func (a *attack) hold(conn net.Conn, d time.Duration) (heard string, ended bool) {
 	conn.SetReadDeadline(time.Now().Add(d))
-	heard, err := io.ReadAll(conn)
-	if len(heard) > 0 {
+	all, err := io.ReadAll(conn)
+	if len(all) > 0 {
 		a.answered.Add(1)
 	}
-	if !isTimeout(err) {
+	if ended = !isTimeout(err); ended {
 		a.cutOff.Add(1)
 	}
-	return string(heard)
+	return string(all), ended
 }
 
 // Thousands of connections, most of which say nothing sensible, take little of a
@@ -247,43 +247,62 @@ func TestAttackOfManyConnections(t *testing.T) {
 func TestAttackOfSlowPeers(t *testing.T) {
 	a := newAttack(t)
 	const peers = 256
-	a.end = a.end.Add(time.Second)
+	over := make(chan struct{}) // not before the last run is
+	pause := func() bool {
+		select {
+		case <-over:
+			return false
+		case <-time.After(time.Second):
+			return true
+		}
+	}
 	var connected sync.WaitGroup
 	connected.Add(peers)
 	for i := range peers {
 		a.all.Go(func() {
-			said := strings.Repeat(helloA, 4) // it does not come to its end
-			for first := true; time.Now().Before(a.end); first = false {
-				conn := a.dial()
-				if first {
-					connected.Done()
+			conn := a.dial()
+			connected.Done()
+			for again := true; again; again = pause() {
+				if conn == nil {
+					conn = a.dial()
 				}
 				if conn == nil {
-					time.Sleep(time.Second)
 					continue
 				}
+				conn.SetDeadline(time.Time{})     // it does not leave before a coordinator has lost its patience
+				said := strings.Repeat(helloA, 4) // it does not come to its end
 				if i%4 == 0 {
 					// This one greets first, and dawdles with what it orders. There
 					// is room for those beside the coordinator.
 					io.WriteString(conn, helloA+"\n")
 					said = "RUN 1 1 0 " + said
 				}
-				for n := 0; time.Now().Before(a.end); n++ {
-					if _, err := io.WriteString(conn, said[n:n+1]); err != nil {
+				for _, c := range []byte(said) {
+					if _, err := conn.Write([]byte{c}); err != nil {
 						a.cutOff.Add(1)
 						break
 					}
-					time.Sleep(time.Second)
+					if !pause() {
+						break
+					}
 				}
+				conn.Close()
+				conn = nil
+			}
+			if conn != nil {
 				conn.Close()
 			}
 		})
 	}
 	connected.Wait()
-	for again := true; again; again = time.Now().Before(a.end) {
+	runs := 0
+	for again := true; again; again = time.Now().Before(a.end) && !t.Failed() {
 		a.run(pausesOf(8, 50*time.Millisecond)...)
+		runs++
 	}
+	close(over)
 	a.check(floodMemory)
+	t.Logf("%d runs, each by a new coordinator", runs)
 }
 
 // A line that never ends is cut off at the limit, however much the peer goes on
@@ -307,8 +326,9 @@ func TestAttackOfLinesWithoutEnd(t *testing.T) {
 				t.Fatal("not connected")
 			}
 			defer conn.Close()
-			heard := make(chan string)
-			go func() { heard <- a.hold(conn, 10*time.Second) }()
+			var heard string
+			var ended bool
+			a.all.Go(func() { heard, ended = a.hold(conn, 10*time.Second) })
 			// It would be 4 GiB.
 			n, err := io.WriteString(conn, test.before)
 			for wrote := n; err == nil; wrote += n {
@@ -318,8 +338,9 @@ func TestAttackOfLinesWithoutEnd(t *testing.T) {
 				}
 				n, err = conn.Write(chunk)
 			}
-			if got := <-heard; !strings.HasSuffix(got, test.want) {
-				t.Errorf("got %q, want %q", got, test.want)
+			a.all.Wait()
+			if !strings.HasSuffix(heard, test.want) || !ended {
+				t.Errorf("got %q, and the connection ended: %v; want %q", heard, ended, test.want)
 			}
 		})
 	}
@@ -348,6 +369,9 @@ func TestAttackOfOversizedLines(t *testing.T) {
 			for range peers / test.atOnce {
 				var connected sync.WaitGroup
 				connected.Add(test.atOnce)
+				if t.Failed() {
+					break
+				}
 				for range test.atOnce {
 					a.all.Go(func() {
 						conn := a.dial()
@@ -358,19 +382,20 @@ func TestAttackOfOversizedLines(t *testing.T) {
 						}
 						defer conn.Close()
 						conn.Write(append([]byte(test.before), test.line...))
-						got := a.hold(conn, 20*time.Second)
-						if strings.Contains(got, "ERROR line ") {
+						heard, ended := a.hold(conn, 10*time.Second)
+						if !ended {
+							t.Errorf("it goes on, after %q", heard)
+						}
+						if strings.Contains(heard, "ERROR line ") {
 							told.Add(1)
-						} else if got != "" && !strings.HasPrefix(got, "ERROR ") {
-							t.Errorf("got %q, want an ERROR", got)
 						}
 					})
 				}
 				a.all.Wait()
 			}
 			a.check(oversizedMemory)
-			if told.Load() == 0 || a.cutOff.Load() < peers {
-				t.Errorf("of %d peers %d were told about their lines, and %d cut off", peers, told.Load(), a.cutOff.Load())
+			if told.Load() == 0 { // others may have been cut off because they were too many
+				t.Error("nobody was told that his line is too long")
 			}
 		})
 	}

@@ -183,7 +183,7 @@ func besiegeWorker(t *testing.T, h *hostile, slots int) {
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
-		w.ServeConn(t.Context(), here)
+		w.ServeConn(context.Background(), here) // t's context would end what is left over
 	}()
 	h.play(t, there)
 	awaitOver("a session whose connection is closed", over, 10*time.Second) // its handlers have ended too
@@ -264,7 +264,7 @@ func besiegeWorker(t *testing.T, h *hostile, slots int) {
 	over = make(chan struct{})
 	go func() {
 		defer close(over)
-		w.ServeConn(t.Context(), here)
+		w.ServeConn(context.Background(), here)
 	}()
 	p := newPeer(t, there)
 	p.send(helloA)
@@ -327,7 +327,7 @@ func (s *siege) do(t *testing.T) {
 		case addr == "a:1" && !s.honest:
 			return nil, errors.New("connection refused")
 		default:
-			sides.Go(func() { worker.ServeConn(t.Context(), there) })
+			sides.Go(func() { worker.ServeConn(context.Background(), there) })
 		}
 		return here, nil
 	}
@@ -346,10 +346,12 @@ func (s *siege) do(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancelCause(t.Context())
-	defer cancel(nil)
+	ctx := context.Background() // t's would end what is left over
 	if s.cancelAfter > 0 {
+		c, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
 		defer time.AfterFunc(s.cancelAfter, func() { cancel(errors.New("the user pressed Ctrl-C")) }).Stop()
+		ctx = c
 	}
 	var results []Result
 	over := make(chan struct{})
@@ -423,7 +425,7 @@ func (s *siege) do(t *testing.T) {
 	if !firstB.IsZero() && firstB.Before(lastA) && c.config.order == ByCategory {
 		t.Errorf("a task of category b was executed %v before the last of category a was settled", lastA.Sub(firstB))
 	}
-	if err := c.Shutdown(t.Context()); err != nil {
+	if err := c.Shutdown(context.Background()); err != nil {
 		t.Error(err)
 	}
 }

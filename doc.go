@@ -143,6 +143,10 @@
 //   - How far it is: [Coordinator.Snapshot] to poll, [WithObserver] to be called.
 //   - With workers in the end: [WithWorkerShutdown].
 //
+// Between machines, both sides need [WithTLS], and should have [WithPeers] say
+// who may be a coordinator or a worker. Without, whatever would leave this machine
+// is refused with [ErrInsecureTransport], unless [WithInsecure] allows it.
+//
 // What went wrong: Run's error is a [*RunError]. A task's is a [*TaskError],
 // around a [*RemoteError] if a handler or a worker gave the reason. A worker
 // that could not be used is a [*WorkerError].
@@ -158,8 +162,6 @@
 //
 // Execution exactly once: a worker can die between an effect and its report,
 // and no message can tell. A coordinator that fails over: a run lives and dies
-// with its process, and nothing is stored. Protection from workers or
-// coordinators that lie, or from others on the network: nothing is encrypted or
-// authenticated, so keep it on loopback or unix sockets, or give [WithDialer]
-// and [Worker.Serve] a tls.Dialer and a TLS listener.
+// with its process, and nothing is stored. Protection from a worker that lies,
+// or from a coordinator that is let in: a handler executes whatever that sends.
 package taskexec

@@ -47,12 +47,15 @@ func (o option) applyWorker(c *workerConfig)           { o(&c.commonConfig) }
 
 type commonConfig struct {
 	handshakeTimeout time.Duration
-	insecure         bool                                                                     // plaintext may leave this machine
-	tls              *tls.Config                                                              // nil without TLS
-	tlsClient        func(c *coordinatorConfig, conn net.Conn, addr, category string) tlsConn // nil likewise
-	tlsServer        func(c *workerConfig, conn net.Conn) tlsConn
+	insecure         bool            // plaintext may leave this machine
 	peers            map[string]Peer // by name; nil if there is no list
-	err              error           // bad data, reported by the function that says so
+
+	// Set by WithTLS, and nil without.
+	tls       *tls.Config
+	tlsClient func(c *coordinatorConfig, conn net.Conn, addr, category string) tlsConn
+	tlsServer func(c *workerConfig, conn net.Conn) tlsConn
+
+	err error // bad data, reported by the function that says so
 }
 
 // addError keeps bad data for later: options return nothing.
@@ -166,8 +169,8 @@ func splitAddr(addr string) (network, address string, err error) {
 // WithDialer has connections to workers made by dial, with network "tcp" or
 // "unix" and the address of WithWorkers without its unix: prefix. The
 // DialContext methods of net.Dialer and tls.Dialer fit, and so does a function
-// that returns one end of a net.Pipe. The default is that of a zero
-// net.Dialer. A nil dial panics.
+// that returns one end of a net.Pipe. A *tls.Conn is used as it is, whatever
+// WithTLS says. The default is that of a zero net.Dialer. A nil dial panics.
 func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, error)) CoordinatorOption {
 	if dial == nil {
 		panic("taskexec: WithDialer: nil function")
@@ -385,8 +388,8 @@ func WithName(name string) WorkerOption {
 }
 
 // WithHandshakeTimeout bounds how long either side waits for the other's
-// greeting; for a coordinator that includes the dial. The default is 10 s. d
-// of 0 or less panics.
+// greeting, a TLS handshake included; for a coordinator that includes the dial
+// too. The default is 10 s. d of 0 or less panics.
 func WithHandshakeTimeout(d time.Duration) Option {
 	if d <= 0 {
 		panic(fmt.Sprintf("taskexec: WithHandshakeTimeout: %v is not positive", d))

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"slices"
@@ -91,7 +92,9 @@ func (c *Coordinator) Run(ctx context.Context, tasks []Task) (*Report, error) {
 		err = r.execute(ctx, r.runPlan)
 		c.finish(r)
 	}
-	return r.report(err)
+	report, err := r.report(err)
+	r.logEnded(report.Counts, err)
+	return report, err
 }
 
 func (c *Coordinator) begin(r *run) error {
@@ -168,7 +171,8 @@ type run struct {
 	// none of them returns an error.
 	sessions errgroup.Group
 	events   *events
-	farewell []error // goodbyes that were refused or did not come
+	log      *slog.Logger // nil: silent
+	farewell []error      // goodbyes that were refused or did not come
 
 	mu      sync.Mutex        // guards following
 	queues  map[string]*queue // changed by execute's goroutine only, which may read it without mu
@@ -182,13 +186,17 @@ type run struct {
 }
 
 func newRun(config *coordinatorConfig) *run {
-	return &run{
+	r := &run{
 		config:  config,
 		id:      rand.Text(),
 		started: time.Now(),
 		queues:  make(map[string]*queue),
 		needed:  make(map[string]bool),
 	}
+	if config.logger != nil {
+		r.log = config.logger.With(keyRun, r.id)
+	}
+	return r
 }
 
 func newResult(i int, t Task) Result {
@@ -214,7 +222,8 @@ func (r *run) execute(ctx context.Context, body func(context.Context) error) err
 	if halted {
 		return r.haltedBy()
 	}
-	r.events = newEvents(r.config.observer)
+	r.logStarted()
+	r.events = newEvents(joined(r.config.observer, logObserver(r.log)))
 	defer r.events.close()
 	defer r.closeSessions()
 	defer context.AfterFunc(ctx, func() { r.halt(haltCancel, causeOf(ctx)) })()
@@ -535,6 +544,7 @@ func (r *run) dismiss(ctx context.Context) {
 	for _, err := range missing {
 		if err != nil {
 			r.farewell = append(r.farewell, err)
+			r.logNoGoodbye(err)
 		}
 	}
 }

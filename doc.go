@@ -141,6 +141,7 @@
 //     [WithWorkerWait], [WithHeartbeat], [WithHandshakeTimeout].
 //   - How much at a time: [WithWindow], [WithStreamBuffer].
 //   - How far it is: [Coordinator.Snapshot] to poll, [WithObserver] to be called.
+//     [WithLogger], for workers too, has it logged.
 //   - With workers in the end: [WithWorkerShutdown].
 //
 // Between machines, both sides need [WithTLS], and should have [WithPeers] say

@@ -137,6 +137,9 @@ func mayPass(err error) bool {
 func (l *link) connect(ctx context.Context) (*session, error) {
 	s, err := newSession(ctx, l)
 	q := l.queue
+	if err != nil && ctx.Err() == nil {
+		q.run.logNotReached(l, err)
+	}
 	q.mu.Lock()
 	defer q.unlock()
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -48,6 +49,7 @@ func (o option) applyWorker(c *workerConfig)           { o(&c.commonConfig) }
 type commonConfig struct {
 	handshakeTimeout time.Duration
 	insecure         bool            // plaintext may leave this machine
+	logger           *slog.Logger    // nil: silent
 	peers            map[string]Peer // by name; nil if there is no list
 
 	// Set by WithTLS, and nil without.
@@ -272,12 +274,12 @@ func WithWorkerWait(d time.Duration) CoordinatorOption {
 // concerns workers that offer it in their greeting, as those of this package
 // do; such a worker in turn cancels what it runs when it has not had an answer
 // for 0.8 of timeout, so that it has stopped before the tasks are sent
-// elsewhere. The default is 5 s and 15 s. An interval that is not positive, or
-// more than half of timeout, is an error of NewCoordinator.
+// elsewhere. The default is 5 s and 15 s. An interval below 1 ms, or of more
+// than half of timeout, is an error of NewCoordinator.
 func WithHeartbeat(interval, timeout time.Duration) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) {
-		if interval <= 0 || interval > timeout/2 {
-			c.addError("WithHeartbeat: %v and %v; the timeout must leave room for two positive intervals", interval, timeout)
+		if interval < heartbeatLeast || interval > timeout/2 {
+			c.addError("WithHeartbeat: %v and %v; the timeout must leave room for two intervals of %v or more", interval, timeout, heartbeatLeast)
 			return
 		}
 		c.heartbeat, c.silence = interval, timeout

@@ -132,9 +132,9 @@ const (
 	codeWindow   = "window"   // more in flight than WELCOME granted
 	codeCategory = "category" // a RUN of a category that the worker does not serve
 	codeTimeout  = "timeout"  // the peer was silent for too long
-	codeBusy     = "busy"     // too many sessions
+	codeBusy     = "busy"     // too many sessions, or no slot that is not stuck
 	codeRefused  = "refused"  // this peer may not ask for that
-	codeFlood    = "flood"    // more unanswered control messages than a peer has reason to send
+	codeFlood    = "flood"    // more control messages, or answers left unread, than a peer has reason for
 	codeClosing  = "closing"  // this side is going away
 )
 

@@ -622,7 +622,7 @@ func (q *queue) lost(s *session, f flight) (settled bool) {
 		if q.strikes == nil {
 			q.strikes = make(map[*Result][]string)
 		}
-		workers := append(q.strikes[r], s.name)
+		workers := append(q.strikes[r], quoteUnlessPlain(s.name))
 		q.strikes[r] = workers
 		if len(workers) == maxStrikes {
 			q.settle(r, Unknown, fmt.Errorf("%w; %d workers were lost with it and little else in flight (%s), so it may be what brings them down: %w",

@@ -189,10 +189,10 @@ type WorkerError struct {
 
 func (e *WorkerError) Error() string {
 	if e.Worker == "" {
-		return fmt.Sprintf("taskexec: worker of category %s at %s: %s", quoteUnlessPlain(e.Category), quoteUnlessPlain(e.Addr), unprefixed(e.Err))
+		return fmt.Sprintf("taskexec: worker of category %s at %s: %s", quoteUnlessPlain(e.Category), quoteUnlessPlain(e.Addr), plainText(unprefixed(e.Err)))
 	}
 	return fmt.Sprintf("taskexec: worker %s of category %s at %s: %s",
-		quoteUnlessPlain(e.Worker), quoteUnlessPlain(e.Category), quoteUnlessPlain(e.Addr), unprefixed(e.Err))
+		quoteUnlessPlain(e.Worker), quoteUnlessPlain(e.Category), quoteUnlessPlain(e.Addr), plainText(unprefixed(e.Err)))
 }
 
 // Unwrap returns e.Err.

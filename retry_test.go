@@ -553,6 +553,8 @@ func TestInvalidFailurePoliciesAreRefusedAtConstruction(t *testing.T) {
 		{"a heartbeat of more than half the timeout", WithHeartbeat(8*s, 15*s), "WithHeartbeat: 8s and 15s"},
 		{"a heartbeat whose double is no duration", WithHeartbeat(math.MaxInt64, s), "WithHeartbeat: "},
 		{"half the timeout", WithHeartbeat(5*s, 10*s), ""},
+		{"a heartbeat too fast", WithHeartbeat(s/1001, 15*s), "intervals of 1ms or more"},
+		{"the fastest heartbeat", WithHeartbeat(s/1000, s/500), ""},
 		{"no heartbeat", WithHeartbeat(0, 15*s), "WithHeartbeat: 0s and 15s"},
 		{"a negative heartbeat", WithHeartbeat(-s, 15*s), "WithHeartbeat: -1s and 15s"},
 		{"no timeout", WithHeartbeat(s, 0), "WithHeartbeat: 1s and 0s"},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -24,6 +25,7 @@ type session struct {
 	gone  chan struct{} // closed when the session is over, and everything it knew is told
 
 	mayGive atomic.Bool // the worker has reason to send RETURN; set with queue.mu held
+	idle    allowance   // the reader's
 
 	// From WELCOME; set before the session joins its queue.
 	name      string // the worker's, or its address if it gave none
@@ -132,7 +134,7 @@ func (s *session) greet() error {
 		s.name = s.addr
 	}
 	if !serves(w.Categories, s.queue.category) {
-		return faultf(codeCategory, "worker %s serves %q, not %s; list it under what it serves", quoteUnlessPlain(s.name), w.Categories, quote(s.queue.category))
+		return faultf(codeCategory, "worker %s serves %s, not %s; list it under what it serves", quoteUnlessPlain(s.name), quote(strings.Join(w.Categories, ", ")), quote(s.queue.category))
 	}
 	s.instance = w.Instance
 	granted := min(w.Window, windowTasks)
@@ -319,7 +321,7 @@ func (s *session) judge(v verb) error {
 	if rules[workerRole][state][v] != taken {
 		return misplaced(workerRole, state, v)
 	}
-	return nil
+	return s.idle.note(v)
 }
 
 // report settles the tasks that a worker reported together.

@@ -48,6 +48,9 @@ func (c *Coordinator) Stream(ctx context.Context, seq iter.Seq[Task]) iter.Seq2[
 			return
 		}
 		defer c.finish(r)
+		var counts Counts
+		verdict := error(errLeft)
+		defer func() { r.logEnded(counts, verdict) }()
 		r.delivery = newDelivery(c.config.streamBuffer, c.config.order)
 
 		var engine sync.WaitGroup
@@ -85,7 +88,6 @@ func (c *Coordinator) Stream(ctx context.Context, seq iter.Seq[Task]) iter.Seq2[
 				leave()
 			}
 		}()
-		var counts Counts
 		for result, ok := r.delivery.next(); ok; result, ok = r.delivery.next() {
 			counts.add(result.Outcome)
 			if !yield(result, nil) {
@@ -98,8 +100,8 @@ func (c *Coordinator) Stream(ctx context.Context, seq iter.Seq[Task]) iter.Seq2[
 		left = false
 		engine.Wait()
 		raise()
-		if err := r.verdict(counts, err, nil); err != nil {
-			yield(Result{}, err)
+		if verdict = r.verdict(counts, err, nil); verdict != nil {
+			yield(Result{}, verdict)
 		}
 	}
 }

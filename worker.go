@@ -110,7 +110,9 @@ type Worker struct {
 	stuck     map[string]*job            // those reported as stuck whose handlers still run, by key
 	serving   int                        // calls of Serve and ServeConn that have not returned
 	draining  bool
+	drains    chan struct{} // closed when draining
 	drained   chan struct{} // closed when draining and serving is 0
+	entrance  entrance
 
 	done, failed                      atomic.Int64 // handlers that returned, by what they returned
 	greeted, repeated, returned, lost atomic.Int64 // as WorkerStats has them
@@ -142,6 +144,7 @@ func NewWorker(handler Handler, opts ...WorkerOption) *Worker {
 		sessions:  make(map[*workerSession]struct{}),
 		listeners: make(map[*net.Listener]struct{}),
 		stuck:     make(map[string]*job),
+		drains:    make(chan struct{}),
 		drained:   make(chan struct{}),
 	}
 	w.config.checkSecurity()
@@ -172,45 +175,67 @@ func (w *Worker) ListenAndServe(ctx context.Context, addr string) error {
 // ctx is the life of the work: when it ends, handlers' contexts are canceled
 // and sessions closed, and Serve returns context.Cause(ctx). After Shutdown,
 // or after a coordinator had the worker shut down, Serve returns nil as soon
-// as its sessions have drained. If ln fails the sessions are closed likewise,
-// and Serve returns ln's error. If Shutdown came first it returns
+// as its sessions have drained. If Shutdown came first it returns
 // ErrWorkerClosed at once.
+//
+// If ln fails it is asked again, after 5 ms, doubled with each failure up to
+// 1 s: for as long as it takes if the system is at fault, such as for want of
+// file descriptors, ten times in a row if not, and not at all once ln is
+// closed. Then the sessions are closed as when ctx ends, and Serve returns ln's
+// error.
+//
+// A worker has at most 256 sessions, those that ServeConn serves included; a
+// coordinator that greets when there are so many is told to come again later.
+// Of connections that have not greeted there are at most 32; for the next, the
+// oldest is closed.
 //
 // A listener that can be reached from other machines, without WithTLS, is
 // refused with an error that wraps ErrInsecureTransport: at once if it is a
 // *net.TCPListener or embeds one; else if its first connection is no *tls.Conn.
-func (w *Worker) Serve(ctx context.Context, ln net.Listener) error {
+func (w *Worker) Serve(ctx context.Context, ln net.Listener) (err error) {
 	if err := w.enter(&ln); err != nil {
 		ln.Close()
 		return err
 	}
 	defer w.leave(&ln)
+	w.logServing(ln)
+	defer func() { w.logServed(err) }()
 	defer ln.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
-	for first := true; ; first = false {
+	fail := func(err error) error {
+		err = fmt.Errorf("taskexec: worker %s: %w", quoteUnlessPlain(w.config.name), err)
+		cancel(err)
+		return err
+	}
+	for checked, failures := false, 0; ; {
 		conn, err := ln.Accept()
-		if err == nil && first {
-			if err = w.config.checkAccepted(ln, conn); err != nil {
+		if err == nil && !checked {
+			if err := w.config.checkAccepted(ln, conn); err != nil {
 				conn.Close()
+				return fail(err)
 			}
+			checked = true
 		}
-		if err != nil {
-			if w.isDraining() {
-				sessions.Wait()
-				return context.Cause(ctx) // nil unless ctx cut the drain short
-			}
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			err = fmt.Errorf("taskexec: worker %s: %w", quoteUnlessPlain(w.config.name), err)
-			cancel(err)
-			return err
+		if err == nil {
+			failures = 0
+			sessions.Go(func() { w.serveConn(ctx, conn) })
+			continue
 		}
-		sessions.Go(func() { w.serveConn(ctx, conn) })
+		failures++
+		switch {
+		case w.isDraining():
+			w.logDraining()
+			sessions.Wait()
+			return context.Cause(ctx) // nil unless ctx cut the drain short
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !w.acceptsAgain(ctx, err, failures):
+			return fail(err)
+		}
 	}
 }
 
@@ -306,6 +331,7 @@ func (w *Worker) drain() {
 		return
 	}
 	w.draining = true
+	close(w.drains)
 	if w.serving == 0 {
 		close(w.drained)
 	}

@@ -104,6 +104,7 @@ func (q *jobs) takeAll() []*job {
 // input.
 type workerSession struct {
 	worker      *Worker
+	accepted    net.Conn // what it is without TLS
 	wire        *wire
 	coordinator string          // its name, from a verified certificate; set before any job exists
 	hello       hello           // likewise
@@ -116,6 +117,8 @@ type workerSession struct {
 	batch       []*job       // the reader's: RUNs read and not yet accepted
 	fresh       []job        // the reader's: see newJob
 	seen        sessionState // the reader's: the latest it knows of
+	idle        allowance    // the reader's
+	log         *sessionLog  // complete before any job exists
 
 	mu       sync.Mutex // guards following
 	room     sync.Cond  // waited on by reports that do not fit
@@ -128,6 +131,7 @@ type workerSession struct {
 	lease    time.Time         // from when the coordinator's patience is counted
 
 	// guarded by Worker.mu
+	place   place
 	waiting jobs
 	inTurn  bool // it stands in Worker.turns
 }
@@ -141,17 +145,20 @@ const reportBytes = 1 << 20
 const answerBytes = 1 << 20
 
 // serveConn is a whole session.
-func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
-	conn, err := w.config.secure(conn)
+func (w *Worker) serveConn(ctx context.Context, conn net.Conn) (err error) {
+	log := w.newSessionLog(conn)
+	defer func() { log.ended(err, ctx.Err() != nil) }()
+	accepted := conn
+	conn, err = w.config.secure(conn)
 	if err != nil {
 		conn.Close()
 		return err
 	}
-	s := &workerSession{worker: w, pings: make(map[int]time.Time), secured: make(chan struct{}), over: make(chan struct{})}
+	s := &workerSession{worker: w, accepted: accepted, log: log, pings: make(map[int]time.Time), secured: make(chan struct{}), over: make(chan struct{})}
 	s.wire = newWire(conn, s)
 	s.room.L = &s.mu
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
-	if !w.addSession(s) {
+	if !w.enterStranger(s) {
 		conn.Close()
 		s.cancel(nil)
 		return nil
@@ -177,6 +184,7 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 	s.wire.end(endAtOnce, nil)     // if nothing has ended it yet
 	writer.Wait()
 	conn.Close()
+	madeRoom := w.disconnected(s)
 	s.pulse.Wait()
 	s.slots.Wait()
 
@@ -186,34 +194,33 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case madeRoom:
+		return &sessionError{w.config.name, errMadeRoom}
 	case finished && writeErr == nil:
 		return nil
 	case errors.As(readErr, &said):
-		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), said)
+		return &sessionError{w.config.name, said}
 	case readErr == errTorn:
-		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), readErr)
+		return &sessionError{w.config.name, readErr}
 	case writeErr != nil:
-		return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), writeErr)
+		return &sessionError{w.config.name, writeErr}
 	case readErr == io.EOF:
 		return nil
 	}
-	return fmt.Errorf("taskexec: session of worker %s: %w", quoteUnlessPlain(w.config.name), readErr)
+	return &sessionError{w.config.name, readErr}
 }
 
-func (w *Worker) addSession(s *workerSession) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.draining {
-		w.sessions[s] = struct{}{}
-	}
-	return !w.draining
+// A sessionError is why a session of a worker ended.
+type sessionError struct {
+	worker string
+	err    error
 }
 
-func (w *Worker) removeSession(s *workerSession) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.sessions, s)
+func (e *sessionError) Error() string {
+	return "taskexec: session of worker " + quoteUnlessPlain(e.worker) + ": " + plainText(unprefixed(e.err))
 }
+
+func (e *sessionError) Unwrap() error { return e.err }
 
 // read is the reader: it handles messages until the connection is over, and
 // returns why it is.
@@ -279,8 +286,8 @@ func (s *workerSession) greet() error {
 	if err != nil {
 		return err
 	}
-	if w.allStuck() {
-		return faultf(codeBusy, "all slots are held by handlers that ignore their timeout")
+	if err := w.admitGreeted(s); err != nil {
+		return err
 	}
 	line, err := w.welcomeLine()
 	if err != nil {
@@ -299,6 +306,9 @@ func (s *workerSession) greet() error {
 		s.wire.sendFirst(line) // even a PONG comes after it
 	}
 	s.mu.Unlock()
+	if s.log != nil {
+		s.pulse.Go(s.log.open(h, s.coordinator)) // the reader does not wait for it
+	}
 	if h.TimeoutMS > 0 {
 		s.pulse.Go(func() { s.keepLease(time.Duration(h.TimeoutMS) * time.Millisecond) })
 	}
@@ -400,7 +410,10 @@ func (s *workerSession) handle(m message) error {
 		*j = job{session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
 		j.cost = int32(taskCost(len(m.text))) // without the verb and numbers: never more than the coordinator counts
 		s.batch = append(s.batch, j)
-		return nil
+		return s.idle.note(verbRun)
+	}
+	if err := s.idle.note(m.verb); err != nil {
+		return err
 	}
 	switch m.verb {
 	case verbRecall:
@@ -749,10 +762,14 @@ func (s *workerSession) execute(j *job, start time.Duration) (end time.Duration)
 		s.report(j, message{verb: verbReturn, task: j.number})
 		return start
 	}
+	if s.log.started(j) {
+		start = s.wire.age()
+	}
 	m := message{verb: verbFail, task: j.number, word: kindPanic, text: "the handler ended its goroutine (runtime.Goexit)"}
 	// Deferred, so that a Goexit is reported too.
 	defer func() {
-		if s.report(j, m) {
+		waited := s.report(j, m)
+		if s.log.finished(j, m) || waited {
 			end = s.wire.age() // the wait is none of the next task's time
 		}
 	}()
@@ -820,6 +837,9 @@ func (s *workerSession) stuck(j *job) {
 		s.settle(j)
 		s.appendReport(message{verb: verbFail, task: j.number, word: kindStuck,
 			text: fmt.Sprintf("the handler still runs %v after its timeout of %v, and keeps its slot", stuckGrace, j.timeout)})
+		if s.log != nil {
+			s.slots.Go(func() { s.log.stuck(j) }) // the handler's own goroutine cannot end before mu is free
+		}
 	}
 	stuck := j.stuck
 	s.mu.Unlock()
@@ -828,14 +848,6 @@ func (s *workerSession) stuck(j *job) {
 		return
 	}
 	s.sayGoodbyeIfDrained()
-}
-
-// allStuck says whether no slot will take a task before a stuck handler
-// returns.
-func (w *Worker) allStuck() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return len(w.stuck) >= w.config.slots
 }
 
 // unstick forgets a stuck job whose handler has returned.

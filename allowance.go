@@ -1,0 +1,47 @@
+package taskexec
+
+import "time"
+
+// An allowance bounds the lines of a peer that bring no work along: PING, PONG,
+// RECALL, CANCEL, SHUTDOWN, DRAIN. Work and time renew it, so that whoever uses these lines for what they are there for never runs
+// out: a coordinator has reason to ask each task in flight back once, or twice. It is the reader's alone. The zero value is full.
+type allowance struct {
+	used  int
+	since time.Time // from when time renews it
+}
+
+const (
+	allowanceMost = 2 * windowTasks    // lines at once
+	allowanceWork = 2                  // lines that a RUN is worth to the coordinator, and a report to the worker
+	allowanceUnit = time.Second / 4000 // in which time brings one
+
+	// heartbeatLeast is what WithHeartbeat may ask for, so that time brings
+	// more than the PINGs of one side and the PONGs for the other use up: a
+	// worker pings three times in what is two of these intervals at least.
+	heartbeatLeast = time.Millisecond
+)
+
+// note takes note of a line, and says what is wrong with it if there are too
+// many of its kind.
+func (a *allowance) note(v verb) error {
+	switch v {
+	case verbRun, verbDone, verbFail, verbReturn:
+		a.used = max(0, a.used-allowanceWork)
+		return nil
+	case verbGoodbye, verbError:
+		return nil // nothing follows
+	}
+	switch a.used {
+	case 0:
+		a.since = time.Now()
+	case allowanceMost:
+		now := time.Now()
+		a.used -= int(min(now.Sub(a.since)/allowanceUnit, allowanceMost))
+		a.since = now
+	}
+	if a.used == allowanceMost {
+		return faultf(codeFlood, "%s after %d lines that bring no work along", v, allowanceMost)
+	}
+	a.used++
+	return nil
+}

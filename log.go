@@ -1,0 +1,310 @@
+package taskexec
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"time"
+)
+
+// WithLogger has what goes on logged by l: when a worker serves and drains, runs
+// begin and end, and sessions open and close, at the level Info; refusals, losses
+// and what else somebody should look at, at Warn; each task, at Debug, whose
+// instruction is logged nowhere else. By default nothing is logged. Whether l
+// wants Debug is asked once for each run and session.
+//
+// Text from other processes is logged escaped and shortened. A handler of l that
+// blocks holds up the end of the session or run that it logs, and slots while
+// tasks are logged, but neither heartbeats nor other sessions. A nil l panics.
+func WithLogger(l *slog.Logger) Option {
+	if l == nil {
+		panic("taskexec: WithLogger: nil logger")
+	}
+	return option(func(c *commonConfig) { c.logger = l })
+}
+
+// The keys of all that is logged.
+const (
+	keyAddr        = "addr"        // of the other side, or where a worker listens
+	keyAttempt     = "attempt"     // from 1
+	keyByPeer      = "by_peer"     // whether the other side found the fault
+	keyCategory    = "category"    // of a session or task
+	keyCode        = "code"        // one of docs/protocol.md: the fault that ended a session
+	keyCoordinator = "coordinator" // its name, from a verified certificate
+	keyElapsed     = "elapsed"     // of a task: how long it was executed; of a run: how long it took
+	keyError       = "error"       // a text for people
+	keyInstruction = "instruction" // at Debug only
+	keyKind        = "kind"        // of a task's failure
+	keyOutcome     = "outcome"     // of a task
+	keyRun         = "run"         // its id
+	keySlots       = "slots"       // of a worker
+	keyTask        = "task"        // its index in the run
+	keyTasks       = "tasks"       // how many, by outcome
+	keyText        = "text"        // of a goodbye
+	keyWindow      = "window"      // of a session
+	keyWorker      = "worker"      // its name
+)
+
+// maxLogged is how many bytes of a text are logged.
+const maxLogged = 200
+
+// logged is a text that may come from anywhere, fit for a log.
+func logged(s string) string { return plainText(cut(s, maxLogged)) }
+
+// debugs says whether l, which may be nil, wants to know of each task. It is
+// asked before anything depends on it: a handler's answer may take its time.
+func debugs(l *slog.Logger) bool {
+	return l != nil && l.Enabled(context.Background(), slog.LevelDebug)
+}
+
+// whyAttrs says why something ended, without any instruction: a fault of syntax
+// quotes the line that it is in.
+func whyAttrs(err error) []any {
+	var named *WorkerError
+	var fault *ProtocolError
+	switch {
+	case errors.As(err, &fault) && fault.Code == codeSyntax:
+		return []any{keyCode, fault.Code, keyByPeer, fault.Remote}
+	case errors.As(err, &fault):
+		return []any{keyCode, logged(fault.Code), keyByPeer, fault.Remote, keyError, logged(fault.Text)}
+	case errors.As(err, &named):
+		err = named.Err
+	}
+	return []any{keyError, logged(unprefixed(err))}
+}
+
+// logServing, logDraining and logServed log what becomes of a call of Serve.
+func (w *Worker) logServing(ln net.Listener) {
+	if l := w.log(); l != nil {
+		l.Info("worker serving", keyAddr, logged(ln.Addr().String()), keySlots, w.config.slots)
+	}
+}
+
+func (w *Worker) logDraining() {
+	if l := w.log(); l != nil {
+		l.Info("worker draining")
+	}
+}
+
+func (w *Worker) logServed(err error) {
+	switch l := w.log(); {
+	case l == nil:
+	case err != nil:
+		l.Warn("worker stopped", whyAttrs(err)...)
+	default:
+		l.Info("worker stopped")
+	}
+}
+
+// logListener logs that the listener has begun to fail.
+func (w *Worker) logListener(err error) {
+	if l := w.log(); l != nil {
+		l.Warn("listener failed", whyAttrs(err)...)
+	}
+}
+
+// log names the worker; it is nil if there is no logger.
+func (w *Worker) log() *slog.Logger {
+	if w.config.logger == nil {
+		return nil
+	}
+	return w.config.logger.With(keyWorker, logged(w.config.name))
+}
+
+// A sessionLog logs one session of a worker. A nil one logs nothing.
+type sessionLog struct {
+	logger *slog.Logger
+	debug  bool
+	opened bool
+}
+
+func (w *Worker) newSessionLog(conn net.Conn) *sessionLog {
+	l := w.log()
+	if l == nil {
+		return nil
+	}
+	if addr := conn.RemoteAddr(); addr != nil {
+		l = l.With(keyAddr, logged(addr.String()))
+	}
+	return &sessionLog{logger: l, debug: debugs(l)}
+}
+
+// open takes note of who has greeted, and returns what logs it.
+func (l *sessionLog) open(h hello, coordinator string) func() {
+	args := []any{keyRun, logged(h.Run), keyCategory, logged(h.Category)}
+	if coordinator != "" {
+		args = append(args, keyCoordinator, logged(coordinator))
+	}
+	l.logger = l.logger.With(args...)
+	l.opened = true
+	return func() { l.logger.Info("session opened") }
+}
+
+// ended is called when all of the session is over. Its err is nil, or planned,
+// if that was as it should be.
+func (l *sessionLog) ended(err error, planned bool) {
+	switch {
+	case l == nil:
+	case err != nil && !planned && l.opened:
+		l.logger.Warn("session lost", whyAttrs(err)...)
+	case err != nil && !planned:
+		l.logger.Warn("connection refused", whyAttrs(err)...)
+	case l.opened:
+		l.logger.Info("session closed")
+	default: // somebody looked whether the port is open
+		l.logger.Debug("connection closed without a greeting")
+	}
+}
+
+// started and finished are called by the slot that executes j. They report
+// whether they logged, which takes time.
+func (l *sessionLog) started(j *job) bool {
+	if l == nil || !l.debug {
+		return false
+	}
+	l.logger.Debug("task started", keyTask, j.number, keyAttempt, j.attempt, keyInstruction, logged(j.instruction))
+	return true
+}
+
+func (l *sessionLog) finished(j *job, m message) bool {
+	if l == nil || !l.debug {
+		return false
+	}
+	switch {
+	case m.verb == verbDone:
+		l.logger.Debug("task done", keyTask, j.number, keyAttempt, j.attempt, keyElapsed, m.time)
+	case m.verb == verbFail:
+		l.logger.Debug("task failed", keyTask, j.number, keyAttempt, j.attempt, keyKind, m.word, keyError, logged(m.text))
+	}
+	return true
+}
+
+func (l *sessionLog) stuck(j *job) {
+	l.logger.Warn("handler stuck after its task's timeout", keyTask, j.number, keyAttempt, j.attempt)
+}
+
+// logStarted says that the run connects to its workers.
+func (r *run) logStarted() {
+	if r.log != nil {
+		r.log.Info("run started")
+	}
+}
+
+// logEnded says how the run ended.
+func (r *run) logEnded(counts Counts, err error) {
+	if r.log == nil {
+		return
+	}
+	args := []any{slog.Group(keyTasks, "done", counts.Done, "failed", counts.Failed, "canceled", counts.Canceled,
+		"skipped", counts.Skipped, "unknown", counts.Unknown), keyElapsed, time.Since(r.started)}
+	if errors.Is(err, errLeft) {
+		args, err = append(args, keyError, unprefixed(err)), nil // it may well have been meant
+	}
+	if err == nil {
+		r.log.Info("run ended", args...)
+		return
+	}
+	// The text of err may hold instructions.
+	if why := reasonOf(err); why != "" {
+		args = append(args, keyError, why)
+	}
+	r.log.Warn("run ended", args...)
+	r.log.Debug("why the run ended", keyError, plainText(err.Error()))
+}
+
+// reasonOf is why a run did not go as it should, without the particulars.
+func reasonOf(err error) string {
+	var failure *TaskError
+	for _, known := range []error{ErrCoordinatorClosed, ErrNoWorker, ErrInsecureTransport, context.DeadlineExceeded, context.Canceled} {
+		if errors.Is(err, known) {
+			return unprefixed(known)
+		}
+	}
+	if errors.As(err, &failure) {
+		return "not every task is Done"
+	}
+	return ""
+}
+
+// logNotReached says that no session came about.
+func (r *run) logNotReached(l *link, err error) {
+	if r.log != nil {
+		r.log.Warn("worker not reached", append([]any{keyCategory, logged(l.queue.category), keyAddr, logged(l.addr)}, whyAttrs(err)...)...)
+	}
+}
+
+// logNoGoodbye says that a worker did not shut down as it was told to.
+func (r *run) logNoGoodbye(err error) {
+	var named *WorkerError
+	if r.log != nil && errors.As(err, &named) {
+		r.log.Warn("no goodbye", append([]any{keyWorker, logged(named.Worker), keyCategory, logged(named.Category), keyAddr, logged(named.Addr)}, whyAttrs(err)...)...)
+	}
+}
+
+// logObserver is told what there is to log of a run while locks are held: a
+// logger may block. It is nil if there is no logger.
+func logObserver(l *slog.Logger) *Observer {
+	if l == nil {
+		return nil
+	}
+	o := &Observer{
+		SessionOpened: func(i SessionOpenedInfo) {
+			l.Info("session opened", keyCategory, logged(i.Category), keyWorker, logged(i.Worker), keyAddr, logged(i.Addr), keySlots, i.Slots, keyWindow, i.Window)
+		},
+		SessionLost: func(i SessionLostInfo) {
+			args := []any{keyCategory, logged(i.Category), keyWorker, logged(i.Worker), keyAddr, logged(i.Addr)}
+			if i.Goodbye {
+				l.Info("session closed", args...)
+				return
+			}
+			l.Warn("session lost", append(args, whyAttrs(i.Err)...)...)
+		},
+		Goodbye: func(i GoodbyeInfo) {
+			l.Info("worker shut down", keyWorker, logged(i.Worker), keyAddr, logged(i.Addr), keyText, logged(i.Text))
+		},
+	}
+	if debugs(l) {
+		o.TaskSent = func(i TaskSentInfo) {
+			l.Debug("task sent", keyTask, i.Index, keyAttempt, i.Attempt, keyCategory, logged(i.Task.Category), keyWorker, logged(i.Worker), keyAddr, logged(i.Addr),
+				keyInstruction, logged(i.Task.Instruction))
+		}
+		o.TaskDone = func(i TaskDoneInfo) {
+			args := []any{keyTask, i.Result.Index, keyAttempt, i.Result.Attempts, keyOutcome, i.Result.Outcome.String()}
+			if i.Result.Err != nil {
+				args = append(args, keyError, logged(i.Result.Err.Error()))
+			}
+			l.Debug("task settled", args...)
+		}
+	}
+	return o
+}
+
+// joined is an observer that calls both, either of which may be nil.
+func joined(a, b *Observer) *Observer {
+	switch {
+	case a == nil:
+		return b
+	case b == nil:
+		return a
+	}
+	return &Observer{
+		GroupStarted:  both(a.GroupStarted, b.GroupStarted),
+		TaskDone:      both(a.TaskDone, b.TaskDone),
+		SessionOpened: both(a.SessionOpened, b.SessionOpened),
+		SessionLost:   both(a.SessionLost, b.SessionLost),
+		TaskSent:      both(a.TaskSent, b.TaskSent),
+		GroupDone:     both(a.GroupDone, b.GroupDone),
+		Goodbye:       both(a.Goodbye, b.Goodbye),
+	}
+}
+
+func both[Info any](f, g func(Info)) func(Info) {
+	switch {
+	case f == nil:
+		return g
+	case g == nil:
+		return f
+	}
+	return func(info Info) { f(info); g(info) }
+}

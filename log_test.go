@@ -1,0 +1,434 @@
+package taskexec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// A logRecorder keeps what is logged as it is, without what a handler may do to
+// texts.
+type logRecorder struct {
+	level slog.Level
+	attrs []slog.Attr // of With
+	*logRecords
+}
+
+type logRecords struct {
+	mu      sync.Mutex // guards following
+	records []logRecord
+	block   chan struct{} // if not nil, calls wait until it is closed
+}
+
+type logRecord struct {
+	level slog.Level
+	text  string
+	attrs []slog.Attr
+}
+
+func newLogRecorder(level slog.Level) *logRecorder {
+	return &logRecorder{level: level, logRecords: new(logRecords)}
+}
+
+func (r *logRecorder) Enabled(_ context.Context, level slog.Level) bool { return level >= r.level }
+
+func (r *logRecorder) Handle(_ context.Context, record slog.Record) error {
+	attrs := slices.Clone(r.attrs)
+	record.Attrs(func(a slog.Attr) bool {
+		attrs = append(attrs, a)
+		return true
+	})
+	r.mu.Lock()
+	r.records = append(r.records, logRecord{record.Level, record.Message, attrs})
+	block := r.block
+	r.mu.Unlock()
+	if block != nil {
+		<-block
+	}
+	return nil
+}
+
+func (r *logRecorder) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &logRecorder{r.level, append(slices.Clone(r.attrs), attrs...), r.logRecords}
+}
+
+func (r *logRecorder) WithGroup(string) slog.Handler { panic("no group is expected") }
+
+// all is what was logged so far.
+func (r *logRecorder) all() []logRecord {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.records)
+}
+
+// lines are the records with the attributes of these keys.
+func (r *logRecorder) lines(keys ...string) []string {
+	var lines []string
+	for _, record := range r.all() {
+		line := record.level.String() + " " + record.text
+		for _, key := range keys {
+			for _, a := range record.attrs {
+				if a.Key == key {
+					line += fmt.Sprintf(" %s=%v", key, a.Value)
+				}
+			}
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// expectLines compares with what lines gives, in any order: what the two sides
+// and several sessions log has none.
+func (r *logRecorder) expectLines(t *testing.T, keys []string, want ...string) {
+	t.Helper()
+	got := r.lines(keys...)
+	slices.Sort(got)
+	slices.Sort(want)
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("logged (-want +got):\n%s", d)
+	}
+}
+
+func TestLifeCycleIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := new(memNetwork)
+		mine, theirs := newLogRecorder(slog.LevelInfo), newLogRecorder(slog.LevelInfo)
+		w := NewWorker(parrot, WithName("w"), WithSlots(3), WithLogger(slog.New(theirs)))
+		served := make(chan error, 1)
+		ln := network.listen("a:1")
+		go func() { served <- w.Serve(t.Context(), ln) }()
+		c, err := NewCoordinator(WithWorkers("a", "a:1"), WithDialer(network.dial), WithWorkerShutdown(), WithLogger(slog.New(mine)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		report, err := c.Run(t.Context(), tasksOf("a", 100))
+		if err != nil {
+			t.Error(err)
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		keys := []string{keyRun, keyWorker, keyAddr, keyCategory, keySlots, keyText, keyTasks}
+		mine.expectLines(t, keys,
+			"INFO run started run="+report.Run,
+			"INFO session opened run="+report.Run+" worker=w addr=a:1 category=a slots=3",
+			"INFO worker shut down run="+report.Run+" worker=w addr=a:1 text=Goodbye from w",
+			"INFO session closed run="+report.Run+" worker=w addr=a:1 category=a",
+			"INFO run ended run="+report.Run+" tasks=[done=100 failed=0 canceled=0 skipped=0 unknown=0]")
+		theirs.expectLines(t, keys,
+			"INFO worker serving worker=w addr=a:1 slots=3",
+			"INFO session opened run="+report.Run+" worker=w addr=pipe category=a",
+			"INFO worker draining worker=w",
+			"INFO session closed run="+report.Run+" worker=w addr=pipe category=a",
+			"INFO worker stopped worker=w")
+	})
+}
+
+func TestTasksAreLoggedAtDebug(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		mine, theirs := newLogRecorder(slog.LevelDebug), newLogRecorder(slog.LevelDebug)
+		cl.worker("a:1", func(_ context.Context, task Task) (string, error) {
+			time.Sleep(time.Second)
+			if task.Instruction == "a1" {
+				return "", errors.New("out of paper")
+			}
+			return "", nil
+		}, WithLogger(slog.New(theirs)))
+		var order []string // an observer is called beside the logger
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithLogger(slog.New(mine)), WithObserver(Observer{
+			TaskDone: func(i TaskDoneInfo) { order = append(order, i.Result.Task.Instruction) },
+		}))
+		if _, err := c.Run(t.Context(), tasksOf("a", 2)); err == nil {
+			t.Error("the run succeeded")
+		}
+		debug := func(lines []string) []string {
+			return slices.DeleteFunc(lines, func(line string) bool { return !strings.HasPrefix(line, "DEBUG task") })
+		}
+		keys := []string{keyTask, keyAttempt, keyInstruction, keyOutcome, keyKind, keyElapsed, keyError}
+		if d := cmp.Diff([]string{
+			"DEBUG task sent task=0 attempt=1 instruction=a0", "DEBUG task sent task=1 attempt=1 instruction=a1",
+			"DEBUG task settled task=0 attempt=1 outcome=Done",
+			"DEBUG task settled task=1 attempt=1 outcome=Failed error=task 1 (a1) Failed on worker a:1, attempt 1: out of paper",
+		}, debug(mine.lines(keys...))); d != "" {
+			t.Errorf("the coordinator logged (-want +got):\n%s", d)
+		}
+		if d := cmp.Diff([]string{
+			"DEBUG task started task=0 attempt=1 instruction=a0", "DEBUG task done task=0 attempt=1 elapsed=1s",
+			"DEBUG task started task=1 attempt=1 instruction=a1", "DEBUG task failed task=1 attempt=1 kind=error error=out of paper",
+		}, debug(theirs.lines(keys...))); d != "" {
+			t.Errorf("the worker logged (-want +got):\n%s", d)
+		}
+		if d := cmp.Diff([]string{"a0", "a1"}, order); d != "" {
+			t.Errorf("the observer was called for (-want +got):\n%s", d)
+		}
+	})
+}
+
+func TestRefusalsAndLossesAreLoggedAsWarnings(t *testing.T) {
+	keys := []string{keyCode, keyByPeer}
+	for _, c := range []struct {
+		name string
+		say  []string
+		want string
+		opts []WorkerOption
+	}{
+		{"a stranger", []string{"GET / HTTP/1.1"}, "WARN connection refused code=protocol by_peer=false", nil},
+		{"a fault", []string{helloA, "DONE 1 0"}, "WARN session lost code=state by_peer=false", nil},
+		{"a fault of syntax", []string{helloA, "RUN 1 x SECRET"}, "WARN session lost code=syntax by_peer=false", nil},
+		{"an ERROR", []string{helloA, "ERROR task no such task"}, "WARN session lost code=task by_peer=true", nil},
+		{"SHUTDOWN refused", []string{helloA, "SHUTDOWN"}, "WARN session lost code=refused by_peer=false", []WorkerOption{WithRemoteShutdown(FromNobody)}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log := newLogRecorder(slog.LevelInfo)
+				wt := startWorker(t, parrot, append(c.opts, WithLogger(slog.New(log)))...)
+				p := wt.stranger()
+				go p.send(c.say...)
+				synctest.Wait()
+				for !strings.HasPrefix(c.say[len(c.say)-1], "ERROR") {
+					if line := p.next(); strings.HasPrefix(line, "ERROR") || t.Failed() {
+						break
+					}
+				}
+				p.conn.Close()
+				synctest.Wait()
+				warnings := slices.DeleteFunc(log.lines(keys...), func(line string) bool { return !strings.HasPrefix(line, "WARN") })
+				if d := cmp.Diff([]string{c.want}, warnings); d != "" {
+					t.Errorf("logged (-want +got):\n%s", d)
+				}
+				expectNoSecret(t, log)
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		cl := newCluster(t)
+		cl.worker("a:1", echo, WithRemoteShutdown(FromNobody))
+		cl.script("a:2", func(p *peer) {
+			p.welcome()
+			p.expect("RUN …")
+			p.send(`ERROR syntax bad escape in line "RUN 0 1 0 SECRET"`)
+		})
+		c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithWorkerShutdown(), WithLogger(slog.New(log)))
+		tasks := []Task{{Category: "a", Instruction: "SECRET"}, {Category: "a", Instruction: "SECRET"}}
+		report, err := c.Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		for _, want := range []string{
+			"WARN session lost addr=a:2 code=syntax by_peer=true", "WARN no goodbye addr=a:1 code=refused by_peer=true",
+			"WARN session lost addr=a:1 code=refused by_peer=true",
+		} {
+			if !slices.Contains(log.lines(keyAddr, keyCode, keyByPeer), want) {
+				t.Errorf("%q was not logged, but %q", want, log.lines(keyAddr, keyCode, keyByPeer))
+			}
+		}
+		expectNoSecret(t, log)
+	})
+}
+
+// expectNoSecret says that no instruction is logged above Debug.
+func expectNoSecret(t *testing.T, log *logRecorder) {
+	t.Helper()
+	for _, record := range log.all() {
+		if record.level > slog.LevelDebug && strings.Contains(fmt.Sprint(record), "SECRET") {
+			t.Errorf("an instruction is logged: %v", record)
+		}
+	}
+}
+
+// However a run ends, what it logs of that above Debug holds no instruction.
+func TestNoInstructionIsLoggedAboveDebug(t *testing.T) {
+	secret := []Task{{Category: "a", Instruction: "SECRET 1"}, {Category: "a", Instruction: "SECRET 2"}}
+	for _, c := range []struct {
+		name  string
+		tasks []Task
+		opts  []CoordinatorOption
+		want  string // the reason, if one is logged
+	}{
+		{"a task fails", secret, nil, "not every task is Done"},
+		{"stopped soon", secret, []CoordinatorOption{WithOnFailure(StopSoon)}, "not every task is Done"},
+		{"no category", []Task{{Category: "\n", Instruction: "SECRET"}}, nil, "not every task is Done"},
+		{"no worker listed", []Task{{Category: "z", Instruction: "SECRET"}}, nil, "no worker"},
+		{"no worker there", []Task{{Category: "b", Instruction: "SECRET"}}, nil, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				log := newLogRecorder(slog.LevelDebug)
+				cl.worker("a:1", func(_ context.Context, task Task) (string, error) {
+					return "", errors.New("no")
+				}, WithLogger(slog.New(log)))
+				coordinator := cl.coordinator(append(c.opts, WithWorkers("a", "a:1"), WithWorkers("b", "b:1"), WithLogger(slog.New(log)))...)
+				report, err := coordinator.Run(t.Context(), c.tasks)
+				checkReport(t, c.tasks, report, err)
+				expectNoSecret(t, log)
+				if c.name == "no worker there" && !slices.Contains(log.lines(keyAddr), "WARN worker not reached addr=b:1") {
+					t.Errorf("logged %q", log.lines(keyAddr))
+				}
+				for _, line := range log.lines(keyError) {
+					if want := strings.TrimSuffix("WARN run ended error="+c.want, " error="); strings.HasPrefix(line, "WARN run ended") && line != want {
+						t.Errorf("logged %q, want %q", line, want)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestAStreamIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("a:1", echo)
+		for _, leaveAfter := range []int{2, 100} {
+			log := newLogRecorder(slog.LevelInfo)
+			c := cl.coordinator(WithWorkers("a", "a:1"), WithOrder(ByInput), WithLogger(slog.New(log)))
+			n := 0
+			for range c.Stream(t.Context(), slices.Values(tasksOf("a", 4))) {
+				if n++; n == leaveAfter {
+					break
+				}
+			}
+			want := "INFO run ended tasks=[done=4 failed=0 canceled=0 skipped=0 unknown=0]"
+			if leaveAfter == 2 {
+				want = "INFO run ended tasks=[done=2 failed=0 canceled=0 skipped=0 unknown=0] error=the consumer of the Stream left its loop"
+			}
+			if lines := log.lines(keyTasks, keyError); lines[0] != "INFO run started" || lines[len(lines)-1] != want {
+				t.Errorf("logged %q, want the last to be %s", lines, want)
+			}
+		}
+	})
+}
+
+// A logger that blocks holds up neither a session's tasks nor its heartbeats.
+func TestALoggerThatBlocksHoldsUpNoSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		block := make(chan struct{})
+		wt := startWorker(t, parrot, WithLogger(slog.New(log)))
+		synctest.Wait() // Serve itself waits for its logger
+		log.mu.Lock()
+		log.block = block
+		log.mu.Unlock()
+		p := wt.session()
+		time.Sleep(time.Hour)
+		p.send("RUN 1 1 0 x", "PING 1")
+		p.expectReportsInAnyOrder("DONE 1 x", "PONG 1")
+		wt.expectServing()
+		close(block)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		log := newLogRecorder(slog.LevelInfo)
+		executed := make(chan struct{}, 1000)
+		cl.worker("a:1", func(context.Context, Task) (string, error) { executed <- struct{}{}; return "", nil })
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithLogger(slog.New(log)), WithObserver(Observer{
+			SessionOpened: func(SessionOpenedInfo) {
+				log.mu.Lock()
+				log.block = make(chan struct{})
+				log.mu.Unlock()
+			},
+		}))
+		ended := make(chan error, 1)
+		go func() {
+			_, err := c.Run(t.Context(), tasksOf("a", 1000))
+			ended <- err
+		}()
+		for range 1000 {
+			<-executed
+		}
+		synctest.Wait()
+		if n := len(c.Snapshot()); n != 1 {
+			t.Errorf("%d runs are there, want the one that waits for its logger", n)
+		}
+		close(log.block)
+		log.mu.Lock()
+		log.block = nil
+		log.mu.Unlock()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestNothingIsAllocatedForTasksThatAreNotLogged(t *testing.T) {
+	silent := NewWorker(parrot)
+	quiet := NewWorker(parrot, WithLogger(slog.New(newLogRecorder(slog.LevelInfo))))
+	conn, other := net.Pipe()
+	defer conn.Close()
+	defer other.Close()
+	j := &job{instruction: "a1"}
+	r := &Result{Task: Task{"a", "a1", 0}, Outcome: Done}
+	for name, log := range map[string]*sessionLog{"silent": silent.newSessionLog(conn), "at Info": quiet.newSessionLog(conn)} {
+		if n := testing.AllocsPerRun(100, func() {
+			log.started(j)
+			log.finished(j, message{verb: verbDone})
+		}); n != 0 {
+			t.Errorf("%s, a worker allocates %v times a task", name, n)
+		}
+	}
+	for name, observer := range map[string]*Observer{"silent": joined(nil, logObserver(nil)), "at Info": joined(nil, logObserver(quiet.config.logger))} {
+		events := newEvents(observer)
+		if n := testing.AllocsPerRun(100, func() {
+			events.taskSent("r", r, "a:1")
+			events.taskDone("r", r, 0)
+		}); n != 0 {
+			t.Errorf("%s, a coordinator allocates %v times a task", name, n)
+		}
+		events.close()
+	}
+}
+
+func TestAStuckHandlerIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		g := newGate()
+		wt := startWorker(t, deaf(g), WithLogger(slog.New(log)))
+		p := wt.session()
+		p.send("RUN 7 2 1000 SECRET")
+		p.expectReports("FAIL 7 stuck …")
+		synctest.Wait()
+		if want := "WARN handler stuck after its task's timeout task=7 attempt=2"; !slices.Contains(log.lines(keyTask, keyAttempt), want) {
+			t.Errorf("logged %q", log.lines(keyTask, keyAttempt))
+		}
+		expectNoSecret(t, log)
+		close(g.release)
+	})
+}
+
+func TestAFailingListenerIsLoggedOnceInARow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		ln := &moodyListener{memListener: new(memNetwork).listen("w:1"), errs: make(chan error, 100)}
+		for range 100 {
+			ln.errs <- errNoFiles
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- NewWorker(parrot, WithName("w"), WithLogger(slog.New(log))).Serve(ctx, ln) }()
+		time.Sleep(time.Hour)
+		cancel()
+		<-served
+		log.expectLines(t, []string{keyWorker, keyError}, "INFO worker serving worker=w",
+			"WARN listener failed worker=w error=accept tcp: accept4: too many open files", "WARN worker stopped worker=w error=context canceled")
+	})
+}
+
+func TestWithLoggerOfNoneIsAMisuse(t *testing.T) {
+	defer func() {
+		if got := recover(); got != "taskexec: WithLogger: nil logger" {
+			t.Errorf("panic with %v", got)
+		}
+	}()
+	WithLogger(nil)
+}

@@ -35,8 +35,12 @@ type session struct {
 	// guarded by queue.mu
 	slots    int // of the worker, less those that are stuck
 	held     table[flight]
-	cost     int     // of held
-	live     bool    // it takes tasks
+	cost     int  // of held
+	live     bool // it takes tasks
+	pace     pace // of the worker
+	standing      // among the sessions of the queue
+	pinged   int  // the number of the latest PING
+	pingedAt time.Time
 	suspects int     // of held, those that were on a session that was lost
 	alone    *Result // held, and nothing may be held beside it; nil if there is no such task
 	heardOf  bool    // it has reported that a task was executed
@@ -143,6 +147,8 @@ func (s *session) greet() error {
 	}
 	s.heartbeat = w.Heartbeat
 	s.maxLine = min(w.MaxLine, defaultMaxLine)
+	s.pace.window = s.slots // until something is measured
+	s.pace.tripTook(s.wire.age())
 	s.wire.in.limit = defaultMaxLine
 	return nil
 }
@@ -297,7 +303,7 @@ func (s *session) read() error {
 				return faultf(codeFlood, "too many PINGs whose PONGs are not read")
 			}
 		case verbPong:
-			// Nothing is measured yet.
+			s.ponged(m.task)
 		case verbDrain:
 			s.drained()
 		case verbGoodbye:
@@ -331,6 +337,8 @@ func (s *session) report(batch []message) error {
 	q.mu.Lock()
 	defer q.unlock()
 	now := time.Now()
+	executed := 0
+	var spent time.Duration // since their sending, added up
 	var back []*Result
 	var err error
 	for i := range batch {
@@ -344,6 +352,8 @@ func (s *session) report(batch []message) error {
 		if m.verb != verbReturn {
 			s.heardOf = true
 			q.progressed()
+			executed++
+			spent += now.Sub(s.run.started) - f.sent
 		}
 		switch m.verb {
 		case verbDone:
@@ -366,14 +376,39 @@ func (s *session) report(batch []message) error {
 		s.err = s.fail(err) // if nobody else is left, the run ends with it
 		q.retire(s)         // or it would be sent what is put back
 	}
+	s.pace.reported(executed, spent, s.held.len(), s.slots, s.window, now)
+	q.weigh(s)
 	q.putBack(back)
-	if q.waits() > 0 {
+	switch {
+	case q.waits() == 0:
+		q.offer(s)
+		if q.uneven() {
+			q.evenOut(now)
+		}
+	case q.worthWaking(s):
 		s.wire.wakeWriter()
 	}
 	if err == nil && s.slots == 0 && s.held.len() == 0 {
 		return errAllStuck
 	}
 	return err
+}
+
+// isPinged takes note of a PING.
+func (s *session) isPinged(n int, now time.Time) {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	s.pinged, s.pingedAt = n, now
+}
+
+// ponged takes note of a PONG.
+func (s *session) ponged(n int) {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	if n > 0 && n == s.pinged {
+		s.pinged = 0
+		s.pace.tripTook(time.Since(s.pingedAt))
+	}
 }
 
 // errAllStuck is why a session is ended whose worker has no slot left. Another

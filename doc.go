@@ -25,7 +25,11 @@
 //   - A session is one connection between a coordinator and a worker, for one
 //     category of one run.
 //   - A window is how many tasks may be in flight in a session: sent, and not
-//     yet reported. Most of them wait in the worker for a slot.
+//     yet reported. It is as many as the worker has slots, and besides what the
+//     worker starts within a round trip and about 2 ms, as far as its reports
+//     show: so a fast worker does not wait for the coordinator, and a slow one
+//     keeps no task from others. At the end of a group what still waits at one
+//     worker is asked back for another that has nothing to do.
 //   - An attempt is one sending of a task to a worker, numbered from 1.
 //   - A loss is an attempt that ended with its session, so that nobody knows
 //     whether the task was executed.

@@ -74,6 +74,7 @@ type coordinatorConfig struct {
 	order          Order
 	sequence       []string
 	window         int
+	leastWindow    int // whatever is measured; 0: as many as slots. Tests set it
 	shutdown       bool
 	observer       *Observer
 	onFailure      OnFailure
@@ -93,7 +94,7 @@ func defaultCoordinatorConfig() coordinatorConfig {
 	return coordinatorConfig{
 		commonConfig:   commonConfig{handshakeTimeout: defaultHandshakeTimeout},
 		workers:        make(map[string][]string),
-		window:         64,
+		window:         windowTasks,
 		streamBuffer:   4096,
 		retry:          Retry{Attempts: 1},
 		workerWait:     30 * time.Second,
@@ -322,10 +323,12 @@ func WithStreamBuffer(n int) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) { c.streamBuffer = n })
 }
 
-// WithWindow lets up to n tasks be in flight to a worker at a time: sent, and
-// not yet reported. The default is 64. A worker may grant less, and is always
-// given at least as many as it has slots and at most 4096. More hides a longer
-// round trip; fewer leave more for a worker that is faster. n below 1 panics.
+// WithWindow lets at most n tasks be in flight to a worker at a time: sent, and
+// not yet reported. How many are, up to that, is measured: as many as the worker
+// has slots, and besides what it starts within a round trip and about 2 ms. The
+// default is what the worker grants, and at most 4096. A worker is always given
+// as many as it has slots. A smaller n bounds what is lost with a worker, at the
+// cost of speed if tasks are short. n below 1 panics.
 func WithWindow(n int) CoordinatorOption {
 	if n < 1 {
 		panic(fmt.Sprintf("taskexec: WithWindow: %d is below 1", n))

@@ -185,6 +185,7 @@ func playWorker(t *testing.T, transcript []said) {
 	opts := []CoordinatorOption{
 		WithWorkers("a", "worker:1"),
 		WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) { return here, nil }),
+		withLeastWindow(3), // as if it had been seen that more than the slots hide the round trip
 	}
 	if shutdown {
 		opts = append(opts, WithWorkerShutdown())

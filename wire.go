@@ -439,15 +439,15 @@ func (c *wire) takeUrgent() ([]byte, ending, error) {
 // write writes whole lines in chunks, cut between lines where it can be, and
 // lets urgent lines in between. It stops early if the wire is ended at once.
 func (c *wire) write(lines []byte) error {
-	for first := true; len(lines) > 0; first = false {
-		if !first {
-			urgent, ending, _ := c.takeUrgent()
-			if ending == endAtOnce {
-				return nil
-			}
-			if err := c.writeUrgent(urgent); err != nil {
-				return err
-			}
+	for len(lines) > 0 {
+		// Before the first chunk too: lines may follow from a greeting that was
+		// not there yet when urgent lines were last taken.
+		urgent, ending, _ := c.takeUrgent()
+		if ending == endAtOnce {
+			return nil
+		}
+		if err := c.writeUrgent(urgent); err != nil {
+			return err
 		}
 		n := len(lines)
 		if n > chunkBytes {

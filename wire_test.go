@@ -733,6 +733,30 @@ func TestLastWordsReachAPeerThatIsStillWriting(t *testing.T) {
 	}
 }
 
+// A worker may greet, and have something to report, while its writer is on the
+// way from urgent lines to others.
+func TestReportsDoNotOvertakeAGreeting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		var w *wire
+		greeted := false
+		w = newWire(here, sourceFunc(func(dst []byte) []byte {
+			if greeted {
+				return dst
+			}
+			greeted = true
+			w.sendFirst([]byte("WELCOME taskexec/1 {}\n"))
+			return append(dst, "DONE 0 0\n"...)
+		}))
+		done := make(chan struct{})
+		go func() { defer close(done); w.writeLoop() }()
+		p := newPeer(t, there)
+		p.expect("WELCOME taskexec/1 {}", "DONE 0 0")
+		w.end(endAtOnce, nil)
+		<-done
+	})
+}
+
 // What a worker answers to a PING goes ahead of reports, but not of its
 // greeting.
 func TestWelcomeComesFirst(t *testing.T) {

@@ -161,7 +161,9 @@ func sendAll(conn net.Conn, n int) error {
 	return <-sent
 }
 
-func TestCoordinatorAllocatesAtMostTwiceATask(t *testing.T) {
+// TestRunAllocatesAtMostTwiceATaskAnd200Bytes counts all that is ever
+// allocated beyond the tasks, whether it is kept or not.
+func TestRunAllocatesAtMostTwiceATaskAnd200Bytes(t *testing.T) {
 	skipIfRaceEnabled(t)
 	c, tasks := doneByHand(t, 1, nil), noOps(costTasks)
 	got := costOf(len(tasks), func() {
@@ -170,6 +172,9 @@ func TestCoordinatorAllocatesAtMostTwiceATask(t *testing.T) {
 		}
 	})
 	got.holdToTwoAllocations(t)
+	if got.bytes > 200 {
+		t.Errorf("%.0f bytes a task, want at most 200", got.bytes)
+	}
 }
 
 func TestStreamAllocatesAtMostTwiceATask(t *testing.T) {
@@ -182,6 +187,23 @@ func TestStreamAllocatesAtMostTwiceATask(t *testing.T) {
 			}
 		}
 	})
+	got.holdToTwoAllocations(t)
+}
+
+func TestWorkerAllocatesAtMostTwiceATask(t *testing.T) {
+	skipIfRaceEnabled(t)
+	near, far := net.Pipe()
+	served := make(chan error)
+	go func() { served <- NewWorker(HandlerFunc(noOp)).ServeConn(t.Context(), far) }()
+	got := costOf(costTasks, func() {
+		if err := sendAll(near, costTasks); err != nil {
+			t.Error(err)
+		}
+	})
+	near.Close()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
 	got.holdToTwoAllocations(t)
 }
 

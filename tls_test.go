@@ -448,7 +448,7 @@ func TestTLSHandshakeKeepsToAnEndThatHasBegun(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := &workerSession{worker: w, wire: newWire(conn), secured: make(chan struct{})}
+		s := &workerSession{worker: w, wire: newWire(conn, nil), secured: make(chan struct{})}
 		s.wire.endWithError(faultf(codeClosing, "it ends"))
 		start := time.Now()
 		err = s.handshake(start.Add(10 * time.Second))

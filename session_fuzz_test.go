@@ -147,9 +147,14 @@ func moody(ctx context.Context, task Task) (string, error) {
 		<-ctx.Done()
 		return "", context.Cause(ctx)
 	case "slow":
-		if !sleep(ctx, 3*time.Second) {
+		if !sleep(ctx, 6*time.Second) {
 			return "", context.Cause(ctx)
 		}
+	case "sulk":
+		if !sleep(ctx, 6*time.Second) {
+			return "", context.Cause(ctx)
+		}
+		return "", errors.New("told to fail after a while")
 	case "deaf":
 		time.Sleep(5 * time.Second)
 	case "panic":
@@ -278,7 +283,7 @@ func besiegeWorker(t *testing.T, h *hostile, slots int) {
 // moodyOutput is what moody returns for an instruction, if it returns an output.
 func moodyOutput(instruction string) (string, bool) {
 	switch letter, _, _ := strings.Cut(instruction, " "); letter {
-	case "wait", "panic", "exit", "fail", "final", "later":
+	case "wait", "sulk", "panic", "exit", "fail", "final", "later":
 		return "", false
 	case "long":
 		return strings.Repeat("long\\", 5_000), true
@@ -435,8 +440,8 @@ func (s *siege) do(t *testing.T) {
 func siegeTasks() []Task {
 	return []Task{
 		{Category: "a", Instruction: "a0 of\ntwo lines"},
-		{Category: "a", Instruction: "slow a1"},
-		{Category: "a", Instruction: "fail a2"},
+		{Category: "a", Instruction: "sulk a1"},
+		{Category: "a", Instruction: "slow a2"},
 		{Category: "b", Instruction: "b3"},
 		{Category: "a", Instruction: "slow a4"},
 		{Category: "a", Instruction: "a5"},
@@ -472,7 +477,7 @@ type recording struct {
 // siegeTasks they are those of category a.
 func record(t *testing.T) []*recording {
 	recordings := []*recording{
-		// After the failure of task 2 the two that follow it are taken back.
+		// After the failure of task 1 what was sent behind it is asked back.
 		{name: "stopped", options: []CoordinatorOption{WithOnFailure(StopSoon), WithWorkerShutdown()}},
 		{name: "canceled", options: []CoordinatorOption{WithOnFailure(KeepGoing)}, cancelAfter: time.Second},
 	}
@@ -503,6 +508,15 @@ func record(t *testing.T) []*recording {
 			serving.Wait()
 			r.up, r.down = up.script, down.script
 		})
+	}
+	var all []byte
+	for _, r := range recordings {
+		all = append(append(all, textOf(r.up)...), textOf(r.down)...)
+	}
+	for v := verbHello; v < verbError; v++ {
+		if !bytes.Contains(append([]byte("\n"), all...), []byte("\n"+v.String())) {
+			t.Errorf("nobody has said %s", v)
+		}
 	}
 	return recordings
 }

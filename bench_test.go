@@ -2,7 +2,9 @@ package taskexec
 
 import (
 	"bufio"
+	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -82,4 +84,64 @@ func BenchmarkLoopback(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "tasks/s")
+}
+
+// The following are in one process, over pipes, with one side played by hand:
+// what one side of taskexec computes for a task.
+
+// BenchmarkQueue is Run with more and more workers that share a queue, each of
+// which reports at once.
+func BenchmarkQueue(b *testing.B) {
+	for _, workers := range []int{1, 10, 100} {
+		b.Run(fmt.Sprintf("workers=%d", workers), func(b *testing.B) {
+			benchmarkRun(b, doneByHand(b, workers, nil))
+		})
+	}
+}
+
+// BenchmarkWindow is Run with windows of different sizes: how much sending many
+// tasks together saves.
+func BenchmarkWindow(b *testing.B) {
+	for _, window := range []int{1, 16, 256, windowTasks} {
+		b.Run(fmt.Sprintf("tasks=%d", window), func(b *testing.B) {
+			benchmarkRun(b, doneByHand(b, 1, nil, WithWindow(window)))
+		})
+	}
+}
+
+func benchmarkRun(b *testing.B, c *Coordinator) {
+	tasks := noOps(b.N)
+	b.ReportAllocs()
+	b.ResetTimer()
+	if _, err := c.Run(b.Context(), tasks); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkStream is Stream, Concurrent, and its loop.
+func BenchmarkStream(b *testing.B) {
+	c, tasks := doneByHand(b, 1, nil, WithOrder(Concurrent)), noOps(b.N)
+	b.ReportAllocs()
+	b.ResetTimer()
+	for _, err := range c.Stream(b.Context(), slices.Values(tasks)) {
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkWorker is a worker and no coordinator.
+func BenchmarkWorker(b *testing.B) {
+	near, far := net.Pipe()
+	served := make(chan error)
+	go func() { served <- NewWorker(HandlerFunc(noOp)).ServeConn(b.Context(), far) }()
+	b.ReportAllocs()
+	b.ResetTimer()
+	if err := sendAll(near, b.N); err != nil {
+		b.Error(err)
+	}
+	near.Close()
+	if err := <-served; err != nil {
+		b.Error(err)
+	}
 }

@@ -81,7 +81,9 @@ func NewCoordinator(opts ...CoordinatorOption) (*Coordinator, error) {
 // sent: a run is refused before that if a task has no usable category, a
 // category has no worker, or a worker cannot be reached, or does not greet in
 // time, for as long as WithWorkerWait says (30 s by default), or at once if it
-// greets as something else or does not serve the category it is listed for.
+// greets as something else or does not serve the category it is listed for, if
+// either side refuses the other's certificate, or if plaintext would leave this
+// machine (ErrInsecureTransport).
 func (c *Coordinator) Run(ctx context.Context, tasks []Task) (*Report, error) {
 	r := newRun(&c.config)
 	r.tasks = tasks

@@ -304,6 +304,7 @@ func TestAWaitingTaskGoesToAnotherWorkerWhenTheOneWokenForItLeaves(t *testing.T)
 				cl := newCluster(t)
 				cl.script("a:1", func(p *peer) {
 					p.welcome()
+					time.Sleep(time.Second / 2) // so that its session is asleep too
 					// The coordinator's PONG finds no reader: its writer is busy
 					// when a task comes up.
 					p.send("PING 1")
@@ -322,11 +323,15 @@ func TestAWaitingTaskGoesToAnotherWorkerWhenTheOneWokenForItLeaves(t *testing.T)
 					}
 					return cl.dial(ctx, network, addr)
 				}
-				tasks := mustParse(t, "a1 a2 a3 a4")
-				report, err := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithOrder(ByInput), WithDialer(slow)).Run(t.Context(), tasks)
+				cl.worker("b:1", func(context.Context, Task) (string, error) {
+					time.Sleep(time.Second) // and so is the other
+					return "", nil
+				})
+				tasks := mustParse(t, "b1 a1 a2 a3 a4")
+				report, err := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithWorkers("b", "b:1"), WithOrder(ByInput), WithDialer(slow)).Run(t.Context(), tasks)
 				checkReport(t, tasks, report, err)
 				// A heartbeat would wake the other after 5s, by chance.
-				if err != nil || report.Elapsed > 4*time.Second {
+				if err != nil || report.Elapsed < 3*time.Second || report.Elapsed > 4*time.Second {
 					t.Errorf("after %v: %v", report.Elapsed, err)
 				}
 			})
@@ -565,7 +570,7 @@ func TestAWindowIsNeverExceeded(t *testing.T) {
 		size    int // of each instruction
 		want    int // in flight at most, and at first
 	}{
-		{"the default", `{"window":4096}`, 0, 2, 64},
+		{"the default is what the worker grants", `{"window":4096}`, 0, 2, 200},
 		{"a small window", `{"window":4096}`, 3, 2, 3},
 		{"a larger window", `{"window":4096}`, 100, 2, 100},
 		{"the worker grants less", `{"window":5}`, 100, 2, 5},
@@ -628,7 +633,7 @@ func TestAWindowIsNeverExceeded(t *testing.T) {
 				for i := range tasks {
 					tasks[i] = Task{Category: "a", Instruction: strings.Repeat("x", tt.size)}
 				}
-				options := []CoordinatorOption{WithWorkers("a", "a:1")}
+				options := []CoordinatorOption{WithWorkers("a", "a:1"), withLeastWindow(windowTasks)}
 				if tt.option > 0 {
 					options = append(options, WithWindow(tt.option))
 				}
@@ -1196,7 +1201,7 @@ func TestCancelReachesHandlersAndSettlesEveryTask(t *testing.T) {
 				p.expect("ERROR timeout …")
 				p.expectEnd()
 			})
-		}, "Unknown Unknown Skipped", 10 * time.Second, nil},
+		}, "Unknown Unknown Skipped", 10 * time.Second, []CoordinatorOption{withLeastWindow(2)}},
 		{"the worker answers by vanishing", func(cl *cluster, cancel func()) {
 			cl.script("w:1", func(p *peer) {
 				p.expect("HELLO …")
@@ -1205,7 +1210,7 @@ func TestCancelReachesHandlersAndSettlesEveryTask(t *testing.T) {
 				cancel()
 				p.expect("CANCEL …")
 			})
-		}, "Unknown Unknown Skipped", 0, nil},
+		}, "Unknown Unknown Skipped", 0, []CoordinatorOption{withLeastWindow(2)}},
 		{"the worker gives one back", func(cl *cluster, cancel func()) {
 			cl.script("w:1", func(p *peer) {
 				p.expect("HELLO …")
@@ -1216,7 +1221,7 @@ func TestCancelReachesHandlersAndSettlesEveryTask(t *testing.T) {
 				p.send("RETURN 1", "FAIL 0 canceled 0")
 				p.expectEnd()
 			})
-		}, "Canceled Skipped Skipped", 0, nil},
+		}, "Canceled Skipped Skipped", 0, []CoordinatorOption{withLeastWindow(2)}},
 		{"during the wait for a goodbye", func(cl *cluster, cancel func()) {
 			cl.script("w:1", func(p *peer) {
 				p.welcome()

@@ -25,7 +25,11 @@
 //   - A session is one connection between a coordinator and a worker, for one
 //     category of one run.
 //   - A window is how many tasks may be in flight in a session: sent, and not
-//     yet reported. Most of them wait in the worker for a slot.
+//     yet reported. It is as many as the worker has slots, and besides what the
+//     worker starts within a round trip and about 2 ms, as far as its reports
+//     show: so a fast worker does not wait for the coordinator, and a slow one
+//     keeps no task from others. At the end of a group what still waits at one
+//     worker is asked back for another that has nothing to do.
 //   - An attempt is one sending of a task to a worker, numbered from 1.
 //   - A loss is an attempt that ended with its session, so that nobody knows
 //     whether the task was executed.
@@ -144,6 +148,10 @@
 //     [WithLogger], for workers too, has it logged.
 //   - With workers in the end: [WithWorkerShutdown].
 //
+// Between machines, both sides need [WithTLS], and should have [WithPeers] say
+// who may be a coordinator or a worker. Without, whatever would leave this machine
+// is refused with [ErrInsecureTransport], unless [WithInsecure] allows it.
+//
 // What went wrong: Run's error is a [*RunError]. A task's is a [*TaskError],
 // around a [*RemoteError] if a handler or a worker gave the reason. A worker
 // that could not be used is a [*WorkerError].
@@ -163,8 +171,6 @@
 //
 // Execution exactly once: a worker can die between an effect and its report,
 // and no message can tell. A coordinator that fails over: a run lives and dies
-// with its process, and nothing is stored. Protection from workers or
-// coordinators that lie, or from others on the network: nothing is encrypted or
-// authenticated, so keep it on loopback or unix sockets, or give [WithDialer]
-// and [Worker.Serve] a tls.Dialer and a TLS listener.
+// with its process, and nothing is stored. Protection from a worker that lies,
+// or from a coordinator that is let in: a handler executes whatever that sends.
 package taskexec

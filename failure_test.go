@@ -374,7 +374,7 @@ func TestASuspectIsSentByASessionThatHoldsNoMoreThanItsSlots(t *testing.T) {
 						}
 					})
 				})
-				c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute))
+				c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute), withLeastWindow(16))
 				report, err := cl.run(t.Context(), c, tasksOf("a", 60))()
 				if err != nil || report.Troubles.Losses != 16 {
 					t.Errorf("got %v and %+v", err, report.Troubles)
@@ -395,7 +395,7 @@ func TestASuspectGoesAtOnceToAWorkerThatHasASlotFree(t *testing.T) {
 	// it is.
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)
-		options := []CoordinatorOption{WithWorkerWait(time.Minute)}
+		options := []CoordinatorOption{WithWorkerWait(time.Minute), withLeastWindow(16)}
 		for i, keeps := range []int{1, 1, 1, 0, 1, 1, 3} {
 			addr := fmt.Sprintf("a:%d", i)
 			options = append(options, WithWorkers("a", addr))
@@ -411,11 +411,11 @@ func TestASuspectGoesAtOnceToAWorkerThatHasASlotFree(t *testing.T) {
 					p.hold(func([]string) {})
 					return
 				}
+				go io.Copy(io.Discard, p.in) // RECALL is nothing to it
 				time.Sleep(time.Hour)
 				for _, task := range held[:keeps] {
 					p.send("DONE " + task + " 0")
 				}
-				p.hold(func([]string) {})
 			})
 		}
 		cl.script("lost:1", func(p *peer) {
@@ -858,7 +858,7 @@ func TestPingsAreAnsweredWhileAllSlotsAreBusyAndWhileDraining(t *testing.T) {
 		w := cl.worker("a:1", e.handler("a:1", time.Hour), WithSlots(2))
 		cl.worker("a:2", e.handler("a:2", time.Hour), WithSlots(2))
 		cl.after(time.Minute, func() { go w.Shutdown(context.Background()) })
-		c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithHeartbeat(time.Second, 3*time.Second), WithWorkerWait(time.Minute))
+		c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithHeartbeat(time.Second, 3*time.Second), WithWorkerWait(time.Minute), withLeastWindow(64))
 		report, err := cl.run(t.Context(), c, tasksOf("a", 8))()
 		if err != nil || report.Troubles.Losses != 0 || report.Troubles.Returns == 0 {
 			t.Errorf("got %v and %+v", err, report.Troubles)
@@ -922,7 +922,7 @@ func TestAWorkersShutdownDuringARunGivesBackWhatItHasNotStarted(t *testing.T) {
 		w := cl.worker("a:1", e.handler("a:1", 10*time.Second))
 		cl.worker("a:2", e.handler("a:2", 10*time.Second))
 		cl.after(15*time.Second, func() { go w.Shutdown(context.Background()) })
-		c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithWorkerWait(time.Minute), WithRetry(Retry{Attempts: 2}))
+		c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithWorkerWait(time.Minute), WithRetry(Retry{Attempts: 2}), withLeastWindow(64))
 		report, err := cl.run(t.Context(), c, tasksOf("a", 20))()
 		if err != nil || report.Troubles.Losses != 0 || report.Troubles.Retries != 0 || report.Troubles.Returns != 8 {
 			t.Errorf("got %v and %+v, want the 8 that a:1 had not started back", err, report.Troubles)

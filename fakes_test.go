@@ -86,6 +86,12 @@ type memAddr string
 func (a memAddr) Network() string { return "mem" }
 func (a memAddr) String() string  { return string(a) }
 
+// withLeastWindow has sessions hold so many tasks, however slow their workers
+// are, for tests that need tasks to wait at a worker.
+func withLeastWindow(n int) CoordinatorOption {
+	return coordinatorOption(func(c *coordinatorConfig) { c.leastWindow = n })
+}
+
 // peer is one side of a session played by a test, line by line.
 type peer struct {
 	t    testing.TB

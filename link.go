@@ -186,6 +186,7 @@ func (s *session) beat() {
 		}
 		now := time.Now()
 		if !now.Before(next) {
+			s.isPinged(n, now)
 			s.wire.ping(n)
 			n++
 			next = now.Add(interval)

@@ -147,7 +147,7 @@ func TestTasksAreLoggedAtDebug(t *testing.T) {
 			return "", nil
 		}, WithLogger(slog.New(theirs)))
 		var order []string // an observer is called beside the logger
-		c := cl.coordinator(WithWorkers("a", "a:1"), WithLogger(slog.New(mine)), WithObserver(Observer{
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWindow(1), WithLogger(slog.New(mine)), WithObserver(Observer{
 			TaskDone: func(i TaskDoneInfo) { order = append(order, i.Result.Task.Instruction) },
 		}))
 		if _, err := c.Run(t.Context(), tasksOf("a", 2)); err == nil {
@@ -158,8 +158,8 @@ func TestTasksAreLoggedAtDebug(t *testing.T) {
 		}
 		keys := []string{keyTask, keyAttempt, keyInstruction, keyOutcome, keyKind, keyElapsed, keyError}
 		if d := cmp.Diff([]string{
-			"DEBUG task sent task=0 attempt=1 instruction=a0", "DEBUG task sent task=1 attempt=1 instruction=a1",
-			"DEBUG task settled task=0 attempt=1 outcome=Done",
+			"DEBUG task sent task=0 attempt=1 instruction=a0", "DEBUG task settled task=0 attempt=1 outcome=Done",
+			"DEBUG task sent task=1 attempt=1 instruction=a1",
 			"DEBUG task settled task=1 attempt=1 outcome=Failed error=task 1 (a1) Failed on worker a:1, attempt 1: out of paper",
 		}, debug(mine.lines(keys...))); d != "" {
 			t.Errorf("the coordinator logged (-want +got):\n%s", d)

@@ -56,7 +56,7 @@ type SessionOpenedInfo struct {
 	Addr     string // as given to WithWorkers
 	Worker   string // the worker's name, or its address if it has none
 	Slots    int    // tasks it executes at a time
-	Window   int    // tasks that may be in flight to it
+	Window   int    // most tasks that may be in flight to it
 }
 
 // SessionLostInfo says which session is over.

@@ -48,13 +48,16 @@ func (o option) applyWorker(c *workerConfig)           { o(&c.commonConfig) }
 
 type commonConfig struct {
 	handshakeTimeout time.Duration
-	logger           *slog.Logger                                                             // nil: silent
-	insecure         bool                                                                     // plaintext may leave this machine
-	tls              *tls.Config                                                              // nil without TLS
-	tlsClient        func(c *coordinatorConfig, conn net.Conn, addr, category string) tlsConn // nil likewise
-	tlsServer        func(c *workerConfig, conn net.Conn) tlsConn
+	insecure         bool            // plaintext may leave this machine
+	logger           *slog.Logger    // nil: silent
 	peers            map[string]Peer // by name; nil if there is no list
-	err              error           // bad data, reported by the function that says so
+
+	// Set by WithTLS, and nil without.
+	tls       *tls.Config
+	tlsClient func(c *coordinatorConfig, conn net.Conn, addr, category string) tlsConn
+	tlsServer func(c *workerConfig, conn net.Conn) tlsConn
+
+	err error // bad data, reported by the function that says so
 }
 
 // addError keeps bad data for later: options return nothing.
@@ -71,6 +74,7 @@ type coordinatorConfig struct {
 	order          Order
 	sequence       []string
 	window         int
+	leastWindow    int // whatever is measured; 0: as many as slots. Tests set it
 	shutdown       bool
 	observer       *Observer
 	onFailure      OnFailure
@@ -90,7 +94,7 @@ func defaultCoordinatorConfig() coordinatorConfig {
 	return coordinatorConfig{
 		commonConfig:   commonConfig{handshakeTimeout: defaultHandshakeTimeout},
 		workers:        make(map[string][]string),
-		window:         64,
+		window:         windowTasks,
 		streamBuffer:   4096,
 		retry:          Retry{Attempts: 1},
 		workerWait:     30 * time.Second,
@@ -168,8 +172,8 @@ func splitAddr(addr string) (network, address string, err error) {
 // WithDialer has connections to workers made by dial, with network "tcp" or
 // "unix" and the address of WithWorkers without its unix: prefix. The
 // DialContext methods of net.Dialer and tls.Dialer fit, and so does a function
-// that returns one end of a net.Pipe. The default is that of a zero
-// net.Dialer. A nil dial panics.
+// that returns one end of a net.Pipe. A *tls.Conn is used as it is, whatever
+// WithTLS says. The default is that of a zero net.Dialer. A nil dial panics.
 func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, error)) CoordinatorOption {
 	if dial == nil {
 		panic("taskexec: WithDialer: nil function")
@@ -319,10 +323,12 @@ func WithStreamBuffer(n int) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) { c.streamBuffer = n })
 }
 
-// WithWindow lets up to n tasks be in flight to a worker at a time: sent, and
-// not yet reported. The default is 64. A worker may grant less, and is always
-// given at least as many as it has slots and at most 4096. More hides a longer
-// round trip; fewer leave more for a worker that is faster. n below 1 panics.
+// WithWindow lets at most n tasks be in flight to a worker at a time: sent, and
+// not yet reported. How many are, up to that, is measured: as many as the worker
+// has slots, and besides what it starts within a round trip and about 2 ms. The
+// default is what the worker grants, and at most 4096. A worker is always given
+// as many as it has slots. A smaller n bounds what is lost with a worker, at the
+// cost of speed if tasks are short. n below 1 panics.
 func WithWindow(n int) CoordinatorOption {
 	if n < 1 {
 		panic(fmt.Sprintf("taskexec: WithWindow: %d is below 1", n))
@@ -387,8 +393,8 @@ func WithName(name string) WorkerOption {
 }
 
 // WithHandshakeTimeout bounds how long either side waits for the other's
-// greeting; for a coordinator that includes the dial. The default is 10 s. d
-// of 0 or less panics.
+// greeting, a TLS handshake included; for a coordinator that includes the dial
+// too. The default is 10 s. d of 0 or less panics.
 func WithHandshakeTimeout(d time.Duration) Option {
 	if d <= 0 {
 		panic(fmt.Sprintf("taskexec: WithHandshakeTimeout: %v is not positive", d))

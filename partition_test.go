@@ -769,15 +769,19 @@ func BenchmarkPartition(b *testing.B) {
 	}
 }
 
-func BenchmarkPlanByInput(b *testing.B) {
+func BenchmarkPlan(b *testing.B) {
 	tasks := parsed(b, millionText())
-	b.ReportAllocs()
-	for b.Loop() {
-		p, err := newPlan(tasks, ByInput, nil)
-		if err != nil {
-			b.Fatal(err)
-		}
-		for range p.stages() {
-		}
+	for _, order := range []Order{ByCategory, ByInput, Concurrent} {
+		b.Run(order.String(), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				p, err := newPlan(tasks, order, nil)
+				if err != nil {
+					b.Fatal(err)
+				}
+				for range p.stages() {
+				}
+			}
+		})
 	}
 }

@@ -210,36 +210,42 @@ func appendText(dst []byte, text string) []byte {
 	if text == "" {
 		return dst
 	}
-	dst = append(dst, ' ')
-	for {
-		i := indexEscaped(text)
-		if i < 0 {
-			return append(dst, text...)
-		}
-		dst = append(dst, text[:i]...)
-		switch text[i] {
+	dst = append(slices.Grow(dst, len(text)+len(" \n")), ' ')
+	// Looking for what needs an escape is fast where there is nothing (see
+	// needsEscape). Where there is something, a block is gone through byte by byte, so
+	// that a text of many lines takes no longer than its length.
+	const block = 512
+	for len(text) > block {
+		dst = appendEscaped(dst, text[:block])
+		text = text[block:]
+	}
+	return appendEscaped(dst, text)
+}
+
+func appendEscaped(dst []byte, text string) []byte {
+	if !needsEscape(text) {
+		return append(dst, text...)
+	}
+	for i := range len(text) {
+		switch c := text[i]; c {
 		case '\\':
 			dst = append(dst, `\\`...)
 		case '\n':
 			dst = append(dst, `\n`...)
 		case '\r':
 			dst = append(dst, `\r`...)
+		default:
+			dst = append(dst, c)
 		}
-		text = text[i+1:]
 	}
+	return dst
 }
 
-// indexEscaped is where the first byte of text is that needs an escape; -1 if
-// none does. It goes through the text once for each such byte, with what the
-// processor has for that, which is faster than once with a comparison for each.
-func indexEscaped(text string) int {
-	first := -1
-	for _, c := range [...]byte{'\\', '\n', '\r'} {
-		if i := strings.IndexByte(text, c); i >= 0 {
-			first, text = i, text[:i]
-		}
-	}
-	return first
+// needsEscape goes through the text once for each byte that needs an escape, with
+// what the processor has for that, which is faster than once with three
+// comparisons.
+func needsEscape(text string) bool {
+	return strings.IndexByte(text, '\\') >= 0 || strings.IndexByte(text, '\n') >= 0 || strings.IndexByte(text, '\r') >= 0
 }
 
 // ceilDiv counts d in units, rounded up so that a short time never becomes 0,

@@ -22,7 +22,7 @@ import (
 // document and played, so that it cannot say what is not so.
 
 // codeBlocks returns the blocks of the document that begin with ```info.
-func codeBlocks(t *testing.T, info string) []string {
+func codeBlocks(t testing.TB, info string) []string {
 	t.Helper()
 	doc, err := os.ReadFile(filepath.Join("docs", "protocol.md"))
 	if err != nil {
@@ -45,7 +45,7 @@ type said struct {
 	line string
 }
 
-func transcripts(t *testing.T, info string) [][]said {
+func transcripts(t testing.TB, info string) [][]said {
 	t.Helper()
 	var all [][]said
 	for _, block := range codeBlocks(t, "transcript "+info) {
@@ -185,6 +185,7 @@ func playWorker(t *testing.T, transcript []said) {
 	opts := []CoordinatorOption{
 		WithWorkers("a", "worker:1"),
 		WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) { return here, nil }),
+		withLeastWindow(3), // as if it had been seen that more than the slots hide the round trip
 	}
 	if shutdown {
 		opts = append(opts, WithWorkerShutdown())

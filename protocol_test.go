@@ -579,3 +579,19 @@ func BenchmarkAppend(b *testing.B) {
 		})
 	}
 }
+
+func TestEscapesAreTheSameWhereverTheyStandInALongText(t *testing.T) {
+	for _, c := range []string{"\n", "\r", `\`, "\\\n\r"} {
+		for at := range 1100 {
+			text := strings.Repeat("x", at) + c + strings.Repeat("y", 1100-at)
+			line := string(appendText(nil, text))
+			want := " " + strings.NewReplacer("\n", `\n`, "\r", `\r`, `\`, `\\`).Replace(text)
+			if line != want {
+				t.Fatalf("%q at %d is written %q", c, at, line)
+			}
+			if got, ok := unescape(line[1:]); !ok || got != text {
+				t.Fatalf("%q at %d is read %q", c, at, got)
+			}
+		}
+	}
+}

@@ -41,7 +41,14 @@ type queue struct {
 	failure  error         // the first task that is not Done
 	halted   halt
 	why      error                // what settles the tasks that are not sent any more
-	next     int                  // where in live to look for a taker first
+	idle     fifo[*session]       // those of live that may have a free slot
+	roomy    fifo[*session]       // those that may have room beyond their slots
+	giving   fifo[*session]       // those that may have something to give back
+	free     int                  // slots of live that are not in use
+	ahead    int                  // tasks in flight beyond slots that could be asked back
+	awaited  int                  // tasks asked back of which an answer is expected
+	evener   *time.Timer          // for what was not asked back, or not returned
+	evening  bool                 // evener runs
 	patience *time.Timer          // for tasks that wait while no worker is left; nil while one is
 	left     time.Time            // when the last worker left, while patience runs
 	waited   time.Duration        // the time without a worker before that and since anything was executed or lost
@@ -65,6 +72,7 @@ type flight struct {
 	sent    time.Duration // since the run started
 	cost    int32
 	suspect bool // it was on a session that was lost, and is now on one that holds no more than its slots
+	asked   bool // it was asked back
 }
 
 // maxStrikes is how often a worker may be lost with the same suspect before the
@@ -120,6 +128,7 @@ func (q *queue) join(s *session) {
 	q.live = append(q.live, s)
 	q.slots += s.slots
 	s.live = true
+	q.weigh(s)
 	s.wire.wakeWriter()
 }
 
@@ -180,6 +189,9 @@ func (q *queue) stopTimers() {
 	}
 	if q.retry != nil {
 		q.retry.Stop()
+	}
+	if q.evener != nil {
+		q.evener.Stop()
 	}
 }
 
@@ -311,32 +323,10 @@ func (q *queue) drop() {
 	q.waiting.pop()
 }
 
-// wakeTakers wakes at most n of the sessions that have room. q.mu is held.
-func (q *queue) wakeTakers(n int) {
-	for range min(n, len(q.live)) {
-		s := q.taker()
-		if s == nil {
-			return
-		}
-		s.wire.wakeWriter()
-	}
-}
-
-// taker is a session that has room; nil if there is none. It goes round, so that
-// single tasks are spread over the workers. q.mu is held.
-func (q *queue) taker() *session {
-	for range q.live {
-		q.next = (q.next + 1) % len(q.live)
-		if s := q.live[q.next]; s.held.len() < q.limitWith(s, q.first()) {
-			return s
-		}
-	}
-	return nil
-}
-
-// limit is how many tasks s may hold now: its window, but of what is left of
-// the group no more than its share by slots, so that one worker does not hoard
-// what others could execute; and never fewer than it has slots. q.mu is held.
+// limit is how many tasks s may hold now: its window, but beyond its slots
+// nothing that the free slots of others would start, and of what is left of the
+// group no more than its share by slots; and never fewer than it has slots. q.mu
+// is held.
 func (q *queue) limit(s *session) int {
 	switch {
 	case s.alone != nil:
@@ -347,7 +337,16 @@ func (q *queue) limit(s *session) int {
 	left := int64(q.waits() + q.unlent + q.inFlight)
 	all := int64(max(q.slots, 1))
 	share := (left*int64(s.slots) + all - 1) / all
-	return int(min(int64(s.window), max(int64(s.slots), share)))
+	window := min(s.mayHold(), max(s.slots, s.held.len())+max(q.waits()-q.free, 0))
+	return max(s.slots, int(min(int64(window), share)))
+}
+
+// worthWaking says whether s may hold so many more that its writer should see to
+// it: all that it has slots for, and else a good part of what waits at the
+// worker, so that tasks go out together. q.mu is held.
+func (q *queue) worthWaking(s *session) bool {
+	held, limit := s.held.len(), q.limit(s)
+	return held < s.slots && held < limit || limit-held >= max(1, (limit-s.slots)/4)
 }
 
 // limitWith is limit with r among what s holds; r may be nil. A task that was
@@ -369,13 +368,20 @@ func (q *queue) limitWith(s *session, r *Result) int {
 // a chunk. Only the writer of s calls it, so a session sends its tasks in the
 // order of the queue. q.mu is held.
 func (q *queue) take(s *session, dst []byte) []byte {
-	if !s.live || q.halted != notHalted || q.waits() == 0 {
+	switch {
+	case !s.live || q.halted != notHalted || q.stopping():
+		return dst
+	case q.waits() == 0:
+		q.offer(s)
+		if q.uneven() {
+			q.evenOut(time.Now())
+		}
+		return dst
+	case !q.worthWaking(s):
 		return dst
 	}
-	if q.failure != nil && q.run.config.onFailure == StopSoon {
-		return dst // unlock is about to halt the run
-	}
 	now := time.Now()
+	before := s.held.len()
 	queued := now.Sub(q.begun)
 	limit := q.limit(s) // taking moves tasks, and leaves as many as there were
 	for r := q.first(); r != nil && s.held.len() < limit && len(dst) < chunkBytes; r = q.first() {
@@ -385,14 +391,14 @@ func (q *queue) take(s *session, dst []byte) []byte {
 				break
 			}
 		}
-		before := len(dst)
+		start := len(dst)
 		if len(r.Task.Instruction) < s.maxLine { // else do not even try
 			dst = appendMessage(dst, message{verb: verbRun, task: r.Index, attempt: r.Attempts + 1,
 				time: cmp.Or(r.Task.Timeout, q.run.config.taskTimeout), text: r.Task.Instruction})
 		}
-		size := len(dst) - before
+		size := len(dst) - start
 		if size == 0 || size > s.maxLine {
-			dst = dst[:before]
+			dst = dst[:start]
 			q.drop()
 			q.settle(r, Failed, fmt.Errorf("an instruction of %d bytes does not fit in a line of worker %s, which takes %d bytes, escapes included",
 				len(r.Task.Instruction), quoteUnlessPlain(s.name), s.maxLine), 0)
@@ -400,14 +406,14 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		}
 		cost := taskCost(size)
 		if s.held.len() > 0 && s.cost+cost > windowBytes {
-			dst = dst[:before]
+			dst = dst[:start]
 			break
 		}
 		q.drop()
 		r.Attempts++
 		r.Worker = s.name
 		r.Queued = queued
-		s.held.put(r.Index, flight{r, now.Sub(q.run.started), int32(cost), suspect})
+		s.held.put(r.Index, flight{result: r, sent: now.Sub(q.run.started), cost: int32(cost), suspect: suspect})
 		if suspect {
 			s.suspects++
 			if limit == 1 {
@@ -420,8 +426,19 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		q.inFlight++
 		q.run.events.taskSent(q.run.id, r, s.addr)
 	}
+	if held := s.held.len(); held > before {
+		s.pace.sent(before, held, now)
+		s.barren = false
+		q.weigh(s)
+	}
+	q.offer(s)
 	q.tellLow()
 	return dst
+}
+
+// stopping says whether unlock is about to halt the run. q.mu is held.
+func (q *queue) stopping() bool {
+	return q.failure != nil && q.run.config.onFailure == StopSoon
 }
 
 // release takes a task out of what s holds. It reports false if s does not
@@ -436,6 +453,9 @@ func (q *queue) release(s *session, task int) (flight, bool) {
 		}
 		if s.alone == f.result {
 			s.alone = nil
+		}
+		if f.asked && s.awaited > 0 {
+			s.setAwaited(s.awaited - 1)
 		}
 	}
 	return f, ok
@@ -584,6 +604,8 @@ func (q *queue) retire(s *session) {
 	s.live = false
 	q.live = slices.DeleteFunc(q.live, func(l *session) bool { return l == s })
 	q.slots -= s.slots
+	q.weigh(s)
+	q.forget(s)
 	q.wakeTakers(q.waits())
 }
 

@@ -25,7 +25,7 @@ type session struct {
 	gone  chan struct{} // closed when the session is over, and everything it knew is told
 
 	mayGive atomic.Bool // the worker has reason to send RETURN; set with queue.mu held
-	idle    allowance   // the reader's
+	chatter allowance   // the reader's
 
 	// From WELCOME; set before the session joins its queue.
 	name      string // the worker's, or its address if it gave none
@@ -37,8 +37,12 @@ type session struct {
 	// guarded by queue.mu
 	slots    int // of the worker, less those that are stuck
 	held     table[flight]
-	cost     int     // of held
-	live     bool    // it takes tasks
+	cost     int  // of held
+	live     bool // it takes tasks
+	pace     pace // of the worker
+	standing      // among the sessions of the queue
+	pinged   int  // the number of the latest PING
+	pingedAt time.Time
 	suspects int     // of held, those that were on a session that was lost
 	alone    *Result // held, and nothing may be held beside it; nil if there is no such task
 	heardOf  bool    // it has reported that a task was executed
@@ -145,6 +149,8 @@ func (s *session) greet() error {
 	}
 	s.heartbeat = w.Heartbeat
 	s.maxLine = min(w.MaxLine, defaultMaxLine)
+	s.pace.window = s.slots // until something is measured
+	s.pace.tripTook(s.wire.age())
 	s.wire.in.limit = defaultMaxLine
 	return nil
 }
@@ -299,7 +305,7 @@ func (s *session) read() error {
 				return faultf(codeFlood, "too many PINGs whose PONGs are not read")
 			}
 		case verbPong:
-			// Nothing is measured yet.
+			s.ponged(m.task)
 		case verbDrain:
 			s.drained()
 		case verbGoodbye:
@@ -321,7 +327,7 @@ func (s *session) judge(v verb) error {
 	if rules[workerRole][state][v] != taken {
 		return misplaced(workerRole, state, v)
 	}
-	return s.idle.note(v)
+	return s.chatter.note(v)
 }
 
 // report settles the tasks that a worker reported together.
@@ -333,6 +339,8 @@ func (s *session) report(batch []message) error {
 	q.mu.Lock()
 	defer q.unlock()
 	now := time.Now()
+	executed := 0
+	var spent time.Duration // since their sending, added up
 	var back []*Result
 	var err error
 	for i := range batch {
@@ -346,6 +354,8 @@ func (s *session) report(batch []message) error {
 		if m.verb != verbReturn {
 			s.heardOf = true
 			q.progressed()
+			executed++
+			spent += now.Sub(s.run.started) - f.sent
 		}
 		switch m.verb {
 		case verbDone:
@@ -368,14 +378,39 @@ func (s *session) report(batch []message) error {
 		s.err = s.fail(err) // if nobody else is left, the run ends with it
 		q.retire(s)         // or it would be sent what is put back
 	}
+	s.pace.reported(executed, spent, s.held.len(), s.slots, s.window, now)
+	q.weigh(s)
 	q.putBack(back)
-	if q.waits() > 0 {
+	switch {
+	case q.waits() == 0:
+		q.offer(s)
+		if q.uneven() {
+			q.evenOut(now)
+		}
+	case q.worthWaking(s):
 		s.wire.wakeWriter()
 	}
 	if err == nil && s.slots == 0 && s.held.len() == 0 {
 		return errAllStuck
 	}
 	return err
+}
+
+// isPinged takes note of a PING.
+func (s *session) isPinged(n int, now time.Time) {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	s.pinged, s.pingedAt = n, now
+}
+
+// ponged takes note of a PONG.
+func (s *session) ponged(n int) {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	if n > 0 && n == s.pinged {
+		s.pinged = 0
+		s.pace.tripTook(time.Since(s.pingedAt))
+	}
 }
 
 // errAllStuck is why a session is ended whose worker has no slot left. Another

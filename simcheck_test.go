@@ -193,6 +193,7 @@ func (r *simRun) check(harm bool) {
 		}
 	}
 	r.checkSessions(attempts, stopped)
+	r.checkReturns(attempts, stopped)
 	r.checkStarts(attempts, results)
 
 	if errors.Is(r.err, ErrNoWorker) && !s.met[simGone] && !s.met[simDismissing] && !s.met[simStuck] {
@@ -652,6 +653,78 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) 
 				r.fail("lease: attempt %d of task %d was executed from %v until %v (%s), though %s was over at %v (%v) and the lease is 0.8 of %v",
 					a.attempt, a.task, e.from, e.until, e.verdict, a.conn.name, lost, a.conn.log.lostWhy, c.Silence)
 			}
+		}
+	}
+}
+
+// checkReturns checks that tasks come back because they were asked back, or the
+// session takes no more; and that none is asked back on and on.
+func (r *simRun) checkReturns(attempts [][]*simAttempt, stopped time.Duration) {
+	s := r.sim
+	for _, conn := range s.network.conns {
+		if conn.run != r.number {
+			continue
+		}
+		log := &conn.log
+		// Once it is shutting down, or the run is, a session is asked for all
+		// that it holds; and so is one whose slots are stuck.
+		all := stopped
+		for _, line := range log.heard {
+			if line.verb == "DRAIN" || line.kind == kindStuck {
+				all = min(all, line.at)
+			}
+		}
+		recalled := make(map[int][]time.Duration)
+		for _, line := range log.sent {
+			if line.verb == "CANCEL" {
+				all = min(all, line.at)
+			}
+			if line.verb != "RECALL" {
+				continue
+			}
+			recalled[line.task] = append(recalled[line.task], line.at)
+			if r.coordinator.AtMostOnce && line.at < all {
+				r.fail("at most once: task %d was asked back over %s at %v, though no more is in flight than is executed", line.task, conn.name, line.at)
+			}
+		}
+		for task, times := range recalled {
+			sent := 0
+			for _, a := range attempts[task] {
+				if a.conn != conn {
+					continue
+				}
+				sent++
+				asked := slices.ContainsFunc(times, func(at time.Duration) bool { return at >= a.sent && at < all })
+				if returned := a.report != nil && a.report.verb == "RETURN" && a.report.at < all; asked && returned {
+					s.met[simTakenBack] = true
+				}
+				if asked && a.execution != nil {
+					s.met[simAskedLate] = true
+				}
+			}
+			early := slices.IndexFunc(append(times, simNever), func(at time.Duration) bool { return at >= all })
+			if sent == 0 || early > sent {
+				r.fail("task %d was sent %d times over %s, and asked back at %v", task, sent, conn.name, times)
+			}
+		}
+		for _, line := range log.heard {
+			if line.verb != "RETURN" || line.at >= all {
+				continue
+			}
+			if times := recalled[line.task]; len(times) == 0 || times[0] > line.at {
+				r.fail("task %d came back over %s at %v, and was asked back at %v", line.task, conn.name, line.at, times)
+			}
+		}
+	}
+	for task, of := range attempts {
+		returned := 0
+		for _, a := range of {
+			if a.report != nil && a.report.verb == "RETURN" && a.report.at < stopped {
+				returned++
+			}
+		}
+		if returned > maxReturns && !s.met[simDrained] && !s.met[simStuck] {
+			r.fail("task %d came back %d times", task, returned)
 		}
 	}
 }

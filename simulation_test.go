@@ -92,6 +92,8 @@ const (
 	simRedialed   // a run went on with another session to the same worker
 	simRetried    // a task that had failed was tried again
 	simReturned   // a task came back unstarted
+	simTakenBack  // because it was asked back for a slot that was free
+	simAskedLate  // it was asked back, and had started
 	simTwice      // a task was executed twice
 	simOverlapped // at the same time
 	simFenced     // a report came when its session was over
@@ -114,7 +116,7 @@ var simFaultNames = [simFaults]string{
 	simCanceled: "canceled", simShutDown: "coordinator shut down", simLeft: "consumer left", simTwoRuns: "runs side by side",
 	simStreamed: "Stream", simSlowConsumer: "slow consumer", simByInput: "ByInput", simConcurrent: "Concurrent", simStopSoon: "StopSoon", simKeepGoing: "KeepGoing",
 	simAtMostOnce: "at most once", simRetrying: "WithRetry", simDismissing: "WithWorkerShutdown", simNothingWrong: "nothing wrong",
-	simLost: "task lost", simSilence: "silence", simLeaseOver: "lease over", simRedialed: "redialled", simRetried: "retried", simReturned: "returned",
+	simLost: "task lost", simSilence: "silence", simLeaseOver: "lease over", simRedialed: "redialled", simRetried: "retried", simReturned: "returned", simTakenBack: "taken back", simAskedLate: "asked back too late",
 	simTwice: "executed twice", simOverlapped: "executions overlap", simFenced: "late report", simStuck: "stuck",
 	simUnknown: "Unknown", simStruckOut: "struck out", simNoWorker: "no worker", simAllDone: "all Done",
 }
@@ -146,6 +148,7 @@ type simWorkerPlan struct {
 	Declared   bool // the worker itself names them
 	Plain      bool // it offers no heartbeat
 	Slots      int
+	Slower     int // how many times as long as its plan says a task takes here; 0 is 1
 	Start      time.Duration
 	Life       []simLifeEvent
 	Holes      []simHole
@@ -163,6 +166,7 @@ type simCoordinatorPlan struct {
 	Sequence     []string
 	OnFailure    OnFailure
 	Window       int
+	Filled       bool // the window is, whatever is measured
 	Retry        *Retry
 	AtMostOnce   bool
 	Shutdown     bool // WithWorkerShutdown
@@ -344,6 +348,7 @@ func drawSimPlan(seed uint64) simPlan {
 			c.Retry = &Retry{Attempts: 1 + random.IntN(4), FirstDelay: simDuration(random, 300*time.Millisecond),
 				Factor: 1 + 2*random.Float64(), MaxDelay: simDuration(random, 2*time.Second), Panics: chance(2)}
 		}
+		c.Filled = chance(2)
 		c.AtMostOnce = chance(5)
 		c.Shutdown = chance(4)
 		c.Interval, c.Silence = interval, silence
@@ -677,7 +682,7 @@ func (s *simulation) logLine(c *simConn, text string, written bool) {
 		line.task = number()
 		line.kind, rest, _ = strings.Cut(rest, " ")
 		number()
-	case "RETURN":
+	case "RETURN", "RECALL":
 		line.task = number()
 	case "ERROR":
 		if strings.Contains(rest, "no answer to a PING") {
@@ -831,6 +836,7 @@ func (p *simProcess) handle(ctx context.Context, task Task) (output string, err 
 	fmt.Sscan(task.Instruction, &run, &number)
 	r := s.runs[run]
 	t := r.plan.Tasks[number]
+	t.Takes *= time.Duration(max(p.life.plan.Slower, 1))
 	kind := t.Kind
 	info, _ := TaskInfoFrom(ctx)
 	if t.Times > 0 && info.Attempt > t.Times {
@@ -958,6 +964,9 @@ func (s *simulation) options(c *simCoordinatorPlan) []CoordinatorOption {
 	}
 	if c.Retry != nil {
 		options = append(options, WithRetry(*c.Retry))
+	}
+	if c.Filled {
+		options = append(options, withLeastWindow(c.Window))
 	}
 	if c.AtMostOnce {
 		options = append(options, WithAtMostOnce())

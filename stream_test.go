@@ -349,7 +349,7 @@ func TestTimeoutStartsWithTheHandlerAndReachesItsContext(t *testing.T) {
 			<-ctx.Done()
 			return "", fmt.Errorf("after %v: %w", time.Since(start), ctx.Err())
 		})
-		c := newTestCoordinator(t, append(serveMem(t, h, "a"), WithTaskTimeout(3*time.Second))...)
+		c := newTestCoordinator(t, append(serveMem(t, h, "a"), WithTaskTimeout(3*time.Second), withLeastWindow(3))...)
 		tasks := mustParse(t, "a1 a2 a3")
 		tasks[0].Timeout = 2 * time.Hour
 		tasks[2].Timeout = time.Second
@@ -462,7 +462,7 @@ func TestSnapshotCountsEveryTaskOnce(t *testing.T) {
 			}
 			return "", nil
 		})
-		c := newTestCoordinator(t, append(serveMem(t, h, "ab"), WithWindow(2), WithOnFailure(KeepGoing))...)
+		c := newTestCoordinator(t, append(serveMem(t, h, "ab"), WithOnFailure(KeepGoing))...)
 		var report *Report
 		done := make(chan struct{})
 		go func() { defer close(done); report, _ = c.Run(t.Context(), mustParse(t, "a1 a2 a3 a4 b1")) }()
@@ -473,8 +473,8 @@ func TestSnapshotCountsEveryTaskOnce(t *testing.T) {
 		}
 		got := snapshots[0]
 		want := RunSnapshot{Run: got.Run, Elapsed: 2500 * time.Millisecond, Categories: []CategorySnapshot{
-			{Category: "a", InFlight: 2, Counts: Counts{Done: 1, Failed: 1},
-				Workers: []WorkerSnapshot{{Worker: "a", Addr: "a:1", Open: true, InFlight: 2, Sent: 4, Counts: Counts{Done: 1, Failed: 1}}}},
+			{Category: "a", Waiting: 1, InFlight: 1, Counts: Counts{Done: 1, Failed: 1},
+				Workers: []WorkerSnapshot{{Worker: "a", Addr: "a:1", Open: true, InFlight: 1, Sent: 3, Counts: Counts{Done: 1, Failed: 1}}}},
 			{Category: "b", Waiting: 1, Workers: []WorkerSnapshot{{Worker: "b", Addr: "b:1", Open: true}}},
 		}}
 		if diff := cmp.Diff(want, got); diff != "" {

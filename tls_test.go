@@ -397,6 +397,9 @@ func TestTLSHandshakeCountsAsPartOfTheGreeting(t *testing.T) {
 			}
 			io.Copy(io.Discard, secured)
 		}},
+		{"a handshake of which nothing is read", func(conn net.Conn) {
+			tls.Client(deafConn{conn}, forCoordinator).Handshake()
+		}},
 		{"a handshake a byte a second", func(conn net.Conn) {
 			tls.Client(slowConn{conn}, forCoordinator).Handshake()
 		}},
@@ -427,6 +430,67 @@ func TestTLSHandshakeCountsAsPartOfTheGreeting(t *testing.T) {
 			t.Errorf("a silent worker: got %v after %v", err, took)
 		}
 	})
+}
+
+// A session that ends just before its handshake begins is over in a second all
+// the same.
+func TestTLSHandshakeKeepsToAnEndThatHasBegun(t *testing.T) {
+	forWorker, forCoordinator := bothConfigs(t)
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		shaken := make(chan struct{})
+		go func() {
+			defer close(shaken)
+			tls.Client(deafConn{client}, forCoordinator).Handshake()
+		}()
+		w := NewWorker(parrot, WithTLS(forWorker))
+		conn, err := w.config.secure(server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &workerSession{worker: w, wire: newWire(conn, nil), secured: make(chan struct{})}
+		s.wire.endWithError(faultf(codeClosing, "it ends"))
+		start := time.Now()
+		err = s.handshake(start.Add(10 * time.Second))
+		if took := time.Since(start); err == nil || took > lastWordsTimeout {
+			t.Errorf("got %v after %v", err, took)
+		}
+		client.Close()
+		<-shaken
+	})
+}
+
+// The alert that says why a certificate is refused is not followed by a reset,
+// with which the peer's system may throw it away.
+func TestTLSRefusalReachesAPeerThatWrites(t *testing.T) {
+	forWorker, forCoordinator := bothConfigs(t)
+	forCoordinator.Certificates = nil
+	ln := listenTCP(t)
+	serveTest(t, ln, nil, parrot, WithTLS(forWorker))
+	raw, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	raw.SetDeadline(time.Now().Add(20 * time.Second))
+	conn := tls.Client(raw, forCoordinator)
+	if _, err := conn.Write(make([]byte, 64<<10)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err == nil || alertOf(err) == nil {
+		t.Errorf("got %v, want an alert", err)
+	}
+	if n, err := raw.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("got %d bytes and %v after the alert", n, err)
+	}
+}
+
+// deafConn reads nothing for longer than anybody waits.
+type deafConn struct{ net.Conn }
+
+func (deafConn) Read([]byte) (int, error) {
+	time.Sleep(time.Minute)
+	return 0, io.EOF
 }
 
 // slowConn writes a byte a second.

@@ -33,11 +33,14 @@ type lineReader struct {
 	batch int    // bytes of the string that lines, and whatever was cut from it, share
 	buf   []byte // the line that has begun, and room to read more
 	n     int    // bytes of it that are read
+	calm  int    // batches since the room beyond readBufferMax was needed
 }
 
 const (
 	readBufferMin = 4 << 10
-	readBufferMax = 64 << 10 // grown to under load; beyond it only for one long line
+	readBufferMax = 64 << 10 // grown to under load; beyond it only for long lines
+	readBufferFew = 4        // times readBufferMax is kept while long lines go on coming; more only for one line
+	readBatchCalm = 16       // so many batches without one end that
 )
 
 // next returns the next line, without its newline. io.EOF comes between lines
@@ -75,15 +78,19 @@ func (r *lineReader) fill() error {
 	n, err := r.src.Read(r.buf[r.n:])
 	fresh := r.buf[r.n : r.n+n]
 	r.n += n
-	if end := bytes.LastIndexByte(fresh, '\n') + 1; end > 0 {
+	if end := lastNewline(fresh) + 1; end > 0 {
 		end += r.n - n
 		r.lines = string(r.buf[:end])
 		r.batch = end
 		full := r.n == len(r.buf)
 		rest := r.buf[end:r.n]
+		if r.calm++; r.n > readBufferMax {
+			r.calm = 0
+		}
 		switch {
-		case len(r.buf) > readBufferMax && len(rest) <= readBufferMax:
-			r.buf = make([]byte, readBufferMax) // one long line should not cost the session its length for ever
+		case len(r.buf) > readBufferMax && len(rest) <= readBufferMax &&
+			(r.calm >= readBatchCalm || len(r.buf) > readBufferFew*readBufferMax):
+			r.buf = make([]byte, readBufferMax) // long lines should not cost the session their length for ever
 		case full && len(r.buf) < readBufferMax:
 			r.buf = make([]byte, 2*len(r.buf))
 		}
@@ -94,6 +101,21 @@ func (r *lineReader) fill() error {
 		return errTorn
 	}
 	return err
+}
+
+// lastNewline is where the last newline is; -1 if there is none. It looks for the
+// part of b with the newline first, in larger steps: bytes.LastIndexByte takes
+// a nanosecond for each byte, and the beginning of a long line has many.
+func lastNewline(b []byte) int {
+	const step = 1 << 10
+	for len(b) > 0 {
+		start := max(0, len(b)-step)
+		if bytes.IndexByte(b[start:], '\n') >= 0 {
+			return start + bytes.LastIndexByte(b[start:], '\n')
+		}
+		b = b[:start]
+	}
+	return -1
 }
 
 // A wire is one connection as either side uses it: a reader that always reads,
@@ -290,8 +312,10 @@ func (c *wire) endWithError(e *ProtocolError) {
 }
 
 // discard reads input and throws it away until the connection ends, or too
-// much has come.
+// much has come. A line that has begun goes at once: a peer that was told that
+// it is too long should not have it kept for a second more.
 func (c *wire) discard() {
+	c.in.buf, c.in.lines = nil, ""
 	io.CopyN(io.Discard, c.conn, discardBytes)
 }
 
@@ -386,14 +410,22 @@ func (c *wire) writeAll(urgent []byte) (wrote bool, err error) {
 	}
 	c.buf = c.source.fill(c.buf[:0])
 	if len(c.buf) == 0 {
+		c.buf = letGo(c.buf)
 		return false, nil
 	}
 	err = c.write(c.buf)
 	c.source.written()
-	if cap(c.buf) > 4*chunkBytes {
-		c.buf = nil
-	}
 	return true, err
+}
+
+// letGo gives up a buffer that has grown beyond what a window of large outputs
+// needs, when there is nothing left to write. To give up more would be to make it
+// anew for each of them.
+func letGo(buf []byte) []byte {
+	if cap(buf) > 2*reportBytes {
+		return nil
+	}
+	return buf
 }
 
 func (c *wire) takeUrgent() ([]byte, ending, error) {
@@ -407,19 +439,19 @@ func (c *wire) takeUrgent() ([]byte, ending, error) {
 // write writes whole lines in chunks, cut between lines where it can be, and
 // lets urgent lines in between. It stops early if the wire is ended at once.
 func (c *wire) write(lines []byte) error {
-	for first := true; len(lines) > 0; first = false {
-		if !first {
-			urgent, ending, _ := c.takeUrgent()
-			if ending == endAtOnce {
-				return nil
-			}
-			if err := c.writeUrgent(urgent); err != nil {
-				return err
-			}
+	for len(lines) > 0 {
+		// Before the first chunk too: lines may follow from a greeting that was
+		// not there yet when urgent lines were last taken.
+		urgent, ending, _ := c.takeUrgent()
+		if ending == endAtOnce {
+			return nil
+		}
+		if err := c.writeUrgent(urgent); err != nil {
+			return err
 		}
 		n := len(lines)
 		if n > chunkBytes {
-			if n = bytes.LastIndexByte(lines[:chunkBytes], '\n') + 1; n == 0 {
+			if n = lastNewline(lines[:chunkBytes]) + 1; n == 0 {
 				n = bytes.IndexByte(lines, '\n') + 1 // one line longer than a chunk
 			}
 		}
@@ -453,7 +485,11 @@ func (c *wire) writeLine(b []byte) error {
 		if by := c.mustEnd(); !by.IsZero() {
 			c.conn.SetWriteDeadline(by)
 		}
-		n, err := c.conn.Write(b[:min(len(b), chunkBytes)])
+		n := chunkBytes
+		if len(b) < n+n/8 {
+			n = len(b) // what is hardly more goes in one, and spares both systems the rest
+		}
+		n, err := c.conn.Write(b[:n])
 		if err != nil {
 			return err
 		}

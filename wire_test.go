@@ -733,6 +733,30 @@ func TestLastWordsReachAPeerThatIsStillWriting(t *testing.T) {
 	}
 }
 
+// A worker may greet, and have something to report, while its writer is on the
+// way from urgent lines to others.
+func TestReportsDoNotOvertakeAGreeting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		var w *wire
+		greeted := false
+		w = newWire(here, sourceFunc(func(dst []byte) []byte {
+			if greeted {
+				return dst
+			}
+			greeted = true
+			w.sendFirst([]byte("WELCOME taskexec/1 {}\n"))
+			return append(dst, "DONE 0 0\n"...)
+		}))
+		done := make(chan struct{})
+		go func() { defer close(done); w.writeLoop() }()
+		p := newPeer(t, there)
+		p.expect("WELCOME taskexec/1 {}", "DONE 0 0")
+		w.end(endAtOnce, nil)
+		<-done
+	})
+}
+
 // What a worker answers to a PING goes ahead of reports, but not of its
 // greeting.
 func TestWelcomeComesFirst(t *testing.T) {
@@ -750,5 +774,60 @@ func TestWelcomeComesFirst(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+func TestLastNewlineIsFoundWhereverItIs(t *testing.T) {
+	for _, n := range []int{0, 1, 1023, 1024, 1025, 3000} {
+		b := bytes.Repeat([]byte("x"), n)
+		if got := lastNewline(b); got != -1 {
+			t.Errorf("%d bytes without a newline: %d", n, got)
+		}
+		for at := range n {
+			b[at] = '\n'
+			if at >= 7 {
+				b[at-7] = '\n' // not the last
+			}
+			if got := lastNewline(b); got != at {
+				t.Fatalf("%d bytes, the last newline at %d: %d", n, at, got)
+			}
+			b = bytes.Repeat([]byte("x"), n)
+		}
+	}
+}
+
+// Long lines that go on coming are read into room that stays; when there are no
+// more of them it does not.
+func TestRoomForLongLinesIsKeptWhileTheyCome(t *testing.T) {
+	long, short := strings.Repeat("x", 100_000)+"\n", "x\n"
+	var in bytes.Buffer
+	r := lineReader{src: &in, limit: defaultMaxLine}
+	read := func(line string) {
+		t.Helper()
+		in.WriteString(line)
+		if got, err := r.next(); err != nil || got+"\n" != line {
+			t.Fatalf("got %d bytes and %v", len(got), err)
+		}
+	}
+	read(long)
+	room := &r.buf[0]
+	for range 20 {
+		for range readBatchCalm - 1 {
+			read(short)
+		}
+		read(long)
+		if &r.buf[0] != room {
+			t.Fatal("the room was made anew while long lines come")
+		}
+	}
+	for range 2 * readBatchCalm {
+		read(short)
+	}
+	if len(r.buf) > readBufferMax {
+		t.Errorf("a session with short lines only keeps %d bytes", len(r.buf))
+	}
+	read(strings.Repeat("x", readBufferFew*readBufferMax) + "\n")
+	if len(r.buf) > readBufferMax {
+		t.Errorf("after one very long line it keeps %d bytes", len(r.buf))
 	}
 }

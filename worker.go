@@ -188,6 +188,10 @@ func (w *Worker) ListenAndServe(ctx context.Context, addr string) error {
 // coordinator that greets when there are so many is told to come again later.
 // Of connections that have not greeted there are at most 32; for the next, the
 // oldest is closed.
+//
+// A listener that can be reached from other machines, without WithTLS, is
+// refused with an error that wraps ErrInsecureTransport: at once if it is a
+// *net.TCPListener or embeds one; else if its first connection is no *tls.Conn.
 func (w *Worker) Serve(ctx context.Context, ln net.Listener) (err error) {
 	if err := w.enter(&ln); err != nil {
 		ln.Close()
@@ -241,8 +245,9 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) (err error) {
 // ctx is the life of the work, as in Serve. ServeConn returns nil when the
 // coordinator has closed the connection between two messages, or the worker
 // was shut down and the session has drained; context.Cause(ctx) when ctx
-// ended; a *ProtocolError when either side broke the rules; else the
-// connection's error.
+// ended; a *ProtocolError when either side broke the rules; an error that
+// wraps ErrInsecureTransport for a connection without TLS to another machine;
+// else the connection's error.
 func (w *Worker) ServeConn(ctx context.Context, conn net.Conn) error {
 	if err := w.enter(nil); err != nil {
 		conn.Close()

@@ -852,6 +852,18 @@ func TestBadLineIsAnsweredWithItsFaultAndHarmsNobody(t *testing.T) {
 
 // The peer that broke the rules may leave its last words unread for a second;
 // its tasks do not run on meanwhile.
+func TestLineOverTheLimitIsNotKeptWhileLastWordsAreWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wt := startWorker(t, parrot)
+		p := wt.session()
+		io.WriteString(p.conn, strings.Repeat("x", defaultMaxLine)) // and does not read why that was too long
+		synctest.Wait()
+		if n := cap(wt.only().wire.in.buf); n > 0 {
+			t.Errorf("%d bytes of it are kept", n)
+		}
+	})
+}
+
 func TestFaultEndsTheSessionsTasksBeforeLastWordsAreRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()

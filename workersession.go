@@ -117,7 +117,7 @@ type workerSession struct {
 	batch       []*job       // the reader's: RUNs read and not yet accepted
 	fresh       []job        // the reader's: see newJob
 	seen        sessionState // the reader's: the latest it knows of
-	idle        allowance    // the reader's
+	chatter     allowance    // the reader's
 	log         *sessionLog  // complete before any job exists
 
 	mu       sync.Mutex // guards following
@@ -410,9 +410,9 @@ func (s *workerSession) handle(m message) error {
 		*j = job{session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
 		j.cost = int32(taskCost(len(m.text))) // without the verb and numbers: never more than the coordinator counts
 		s.batch = append(s.batch, j)
-		return s.idle.note(verbRun)
+		return s.chatter.note(verbRun)
 	}
-	if err := s.idle.note(m.verb); err != nil {
+	if err := s.chatter.note(m.verb); err != nil {
 		return err
 	}
 	switch m.verb {
@@ -703,6 +703,10 @@ func (s *workerSession) started() []*job {
 func (s *workerSession) fill(buf []byte) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.out) == 0 {
+		s.out = letGo(s.out)
+		return buf
+	}
 	buf, s.out = s.out, buf
 	s.writing = len(buf)
 	return buf

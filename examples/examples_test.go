@@ -5,7 +5,13 @@ package examples_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +43,21 @@ func TestQuickstartRunsCategoriesInOrder(t *testing.T) {
 ` + demo
 	got := regexp.MustCompile(`port \d+\.\.\.`).ReplaceAllString(p.finish(t, 0), "port N...")
 	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("stdout (-want +got):\n%s", diff)
+	}
+}
+
+func TestMtlsLetsInOnlyTheCoordinator(t *testing.T) {
+	const name = "spiffe://mtls.example/"
+	var want strings.Builder
+	for _, category := range []string{"a", "b", "c"} {
+		fmt.Fprintf(&want, "%sworker/%s listens\n", name, category)
+	}
+	fmt.Fprintf(&want, "%sworker/a as a coordinator: the other side refused the TLS handshake: tls: bad certificate\n", name)
+	for _, instruction := range strings.Fields("a1 a2 a3 b1 b3 b2 b4 c1 c2") {
+		fmt.Fprintf(&want, "%s Done for %scoordinator\n", instruction, name)
+	}
+	if diff := cmp.Diff(want.String(), start(t, build(t, "mtls"), nil).finish(t, 0)); diff != "" {
 		t.Errorf("stdout (-want +got):\n%s", diff)
 	}
 }
@@ -240,6 +261,7 @@ func TestWrongUsageExits2(t *testing.T) {
 		reason  string
 	}{
 		{"quickstart", []string{"x"}, "takes no arguments"},
+		{"mtls", []string{"x"}, "takes no arguments"},
 		{"customhandler", nil, "needs a file"},
 		{"worker", []string{"-type", "a", "x"}, "left-over argument"},
 		{"worker", []string{"-nonsense"}, "unknown flag"},
@@ -249,6 +271,10 @@ func TestWrongUsageExits2(t *testing.T) {
 		{"worker", []string{"-port", "http"}, "a port is a number"},
 		{"worker", []string{"-slots", "0"}, "a worker without slots does nothing"},
 		{"worker", []string{"-delay", "-1s"}, "time does not run backwards"},
+		{"worker", []string{"-tls-cert", "x"}, "a certificate without its key"},
+		{"worker", []string{"-tls-cert", "x", "-tls-key", "x", "-tls-ca", "x", "-insecure"}, "TLS and not"},
+		{"coordinator", []string{"-tls-ca", "x"}, "an authority for nothing"},
+		{"coordinator", []string{"-a", "192.0.2.1:8001"}, "plaintext would leave this machine"},
 		{"coordinator", []string{"input.txt"}, "left-over argument, and likely a forgotten -input"},
 		{"coordinator", []string{"-nonsense"}, "unknown flag"},
 		{"coordinator", []string{"-order", "random"}, "no such order"},
@@ -489,6 +515,79 @@ func TestNoProgressIsShownWithoutATerminal(t *testing.T) {
 	}
 }
 
+func TestProcessesRunSampleOverTLS(t *testing.T) {
+	files := writeCertificate(t)
+	workers, flags := startWorkers(t, build(t, "worker"), files...)
+	p := start(t, build(t, "coordinator"), nil, append(flags, files...)...)
+	if diff := cmp.Diff(demo, p.finish(t, 0)); diff != "" {
+		t.Errorf("coordinator's stdout (-want +got):\n%s", diff)
+	}
+	for _, w := range workers {
+		w.finish(t, 0)
+	}
+}
+
+func TestWhoBringsNoCertificateIsToldSo(t *testing.T) {
+	files := writeCertificate(t)
+	w := startWorker(t, build(t, "worker"), files...)
+	p := start(t, build(t, "coordinator"), strings.NewReader("a1"), "-input", "-", "-a", w.addr)
+	p.finish(t, 1)
+	if text := p.stderr.String(); !strings.Contains(text, "expects TLS") {
+		t.Errorf("stderr: %q", text)
+	}
+}
+
+func TestWorkerListensBeyondLoopbackOnlyIfToldSo(t *testing.T) {
+	bin := build(t, "worker")
+	p := start(t, bin, nil, "-host", "0.0.0.0", "-port", "0")
+	if out := p.finish(t, 1); out != "" || !strings.Contains(p.stderr.String(), "insecure transport") {
+		t.Errorf("stdout %q, stderr %q", out, &p.stderr)
+	}
+	p = start(t, bin, nil, append(writeCertificate(t), "-host", "0.0.0.0", "-port", "0")...)
+	p.stdout.await(t, "listening ")
+}
+
+// writeCertificate writes a certificate for localhost and its key, and returns
+// the flags with which it is this side's and the authority for the other's.
+func writeCertificate(t *testing.T) (flags []string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		Subject:               pkix.Name{CommonName: "a test"},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(time.Hour),
+		DNSNames:              []string{"localhost"},
+		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, file := range []struct {
+		flag, kind string
+		der        []byte
+	}{{"-tls-cert", "CERTIFICATE", cert}, {"-tls-ca", "CERTIFICATE", cert}, {"-tls-key", "PRIVATE KEY", der}} {
+		name := filepath.Join(dir, file.flag)
+		if err := os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: file.kind, Bytes: file.der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		flags = append(flags, file.flag, name)
+	}
+	return flags
+}
+
 // TestReadmeProgramsRun takes the Go programs of README.md as they stand there,
 // and runs them. What each prints follows it.
 func TestReadmeProgramsRun(t *testing.T) {
@@ -604,7 +703,7 @@ func build(t *testing.T, example string) string {
 	t.Helper()
 	buildOnce.Do(func() {
 		if buildDir, buildErr = os.MkdirTemp("", "taskexec-examples"); buildErr == nil {
-			buildErr = goBuild(buildDir+string(filepath.Separator), "./examples/quickstart", "./examples/worker", "./examples/coordinator", "./examples/customhandler")
+			buildErr = goBuild(buildDir+string(filepath.Separator), "./examples/quickstart", "./examples/worker", "./examples/coordinator", "./examples/customhandler", "./examples/mtls")
 		}
 	})
 	if buildErr != nil {
@@ -651,10 +750,10 @@ func skipWithoutSignals(t *testing.T) {
 
 // startWorkers starts a worker of each category of the sample, and returns the
 // coordinator's flags for them.
-func startWorkers(t *testing.T, bin string) (workers []worker, flags []string) {
+func startWorkers(t *testing.T, bin string, args ...string) (workers []worker, flags []string) {
 	t.Helper()
 	for _, category := range []string{"a", "b", "c"} {
-		w := startWorker(t, bin, "-type", category)
+		w := startWorker(t, bin, append([]string{"-type", category}, args...)...)
 		workers = append(workers, w)
 		flags = append(flags, "-"+category, w.addr)
 	}

@@ -5,7 +5,8 @@
 //
 // It says on stdout what it does, or with -json what became of each task, one
 // object a line; logs go to stderr, and if that is a terminal, so does a line
-// that shows how far the run has come. SIGINT or SIGTERM lets running tasks
+// that shows how far the run has come. Workers on other machines need -tls-cert,
+// -tls-key and -tls-ca, as they do themselves, or -insecure. SIGINT or SIGTERM lets running tasks
 // finish and skips the rest, a second one cancels what runs, and a third ends
 // the coordinator at once. It exits 0 if all tasks are done, 1 if one is not or
 // the run could not go on, 2 on wrong usage.
@@ -27,6 +28,7 @@ import (
 	"time"
 
 	"example.com/taskexec"
+	"example.com/taskexec/examples/internal/security"
 )
 
 const sample = "a1 a2 c1 b1 c2 b3 b2 b4 a3"
@@ -65,6 +67,7 @@ func main() {
 	input := flag.String("input", "", "the `file` to read instructions from; - is stdin (default the sample "+sample+")")
 	keep := flag.Bool("keep-workers", false, "leave the workers running")
 	asJSON := flag.Bool("json", false, "print one JSON object a result, in the order of the plan; with -order concurrent, in that of the input")
+	secure := security.Register()
 	flag.Parse()
 	if flag.NArg() > 0 {
 		usage("unexpected argument %q", flag.Arg(0))
@@ -74,6 +77,9 @@ func main() {
 	}
 	if *wait < 0 {
 		usage("-wait %v: want 0 or more", *wait)
+	}
+	if err := secure.Check(); err != nil {
+		usage("%v", err)
 	}
 
 	var stdout io.Writer = os.Stdout
@@ -90,6 +96,13 @@ func main() {
 	}
 	for _, category := range slices.Sorted(maps.Keys(workers)) {
 		opts = append(opts, taskexec.WithWorkers(category, workers[category]...))
+	}
+	secured, err := secure.Options()
+	if err != nil {
+		fail(err)
+	}
+	for _, o := range secured {
+		opts = append(opts, o)
 	}
 	if !*keep {
 		opts = append(opts, taskexec.WithWorkerShutdown())

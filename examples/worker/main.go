@@ -3,7 +3,10 @@
 //
 //	worker -type a -port 8001
 //
-// Its first line on stdout is "listening HOST:PORT"; logs go to stderr.
+// Its first line on stdout is "listening HOST:PORT"; logs go to stderr. It
+// listens on loopback unless -host says otherwise; then coordinators have to
+// prove who they are, with -tls-cert, -tls-key and -tls-ca on both sides, or
+// -insecure lets in anybody.
 // SIGINT or SIGTERM lets running tasks finish and then ends it, a second
 // one ends it at once. It exits 0 when it has drained, whether a signal or a
 // coordinator asked for it, 1 when it could not serve, 2 on wrong usage.
@@ -26,6 +29,7 @@ import (
 	"time"
 
 	"example.com/taskexec"
+	"example.com/taskexec/examples/internal/security"
 )
 
 func main() {
@@ -37,6 +41,7 @@ func main() {
 	slots := flag.Int("slots", 1, "how many tasks to execute at a time")
 	delay := flag.Duration("delay", 0, "how `long` each task takes")
 	verbose := flag.Bool("v", false, "log each task on stderr")
+	secure := security.Register()
 	flag.Parse()
 
 	categories := strings.Split(*types, ",")
@@ -52,10 +57,22 @@ func main() {
 	case *delay < 0:
 		usage("-delay %v: want 0 or more", *delay)
 	}
+	if err := secure.Check(); err != nil {
+		usage("%v", err)
+	}
 
 	handler := &simulation{delay: *delay, verbose: *verbose}
-	w := taskexec.NewWorker(handler,
-		taskexec.WithName(*types), taskexec.WithCategories(categories...), taskexec.WithSlots(*slots))
+	opts := []taskexec.WorkerOption{
+		taskexec.WithName(*types), taskexec.WithCategories(categories...), taskexec.WithSlots(*slots),
+	}
+	secured, err := secure.Options()
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, o := range secured {
+		opts = append(opts, o)
+	}
+	w := taskexec.NewWorker(handler, opts...)
 	if err := serve(w, net.JoinHostPort(*host, strconv.FormatUint(uint64(*port), 10))); err != nil {
 		log.Fatal(err)
 	}
@@ -77,22 +94,23 @@ func serve(w *taskexec.Worker, addr string) error {
 		log.Fatal("ended before its tasks were")
 	}()
 
-	if err := w.Serve(context.Background(), &announced{Listener: ln}); !errors.Is(err, taskexec.ErrWorkerClosed) {
+	if err := w.Serve(context.Background(), &announced{TCPListener: ln.(*net.TCPListener)}); !errors.Is(err, taskexec.ErrWorkerClosed) {
 		return err
 	}
 	return nil // the signal came before Serve did
 }
 
 // announced says that it listens when Serve first asks it for a connection:
-// before that, Serve may still find fault with the worker's options.
+// before that, Serve may still find fault with the worker's options, or with a
+// listener that it can tell to be a TCP one.
 type announced struct {
-	net.Listener
+	*net.TCPListener
 	once sync.Once
 }
 
 func (l *announced) Accept() (net.Conn, error) {
 	l.once.Do(func() { fmt.Printf("listening %v\n", l.Addr()) })
-	return l.Listener.Accept()
+	return l.TCPListener.Accept()
 }
 
 // simulation is the handler: it waits and says that it is done.

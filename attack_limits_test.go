@@ -1,0 +1,122 @@
+package taskexec
+
+import (
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// These attacks are on the limits of a worker: sessions, strangers, and lines
+// that bring no work.
+
+// startPatientWorker is one whose limits are all that ends a stranger's
+// connection while a test runs.
+func startPatientWorker(t *testing.T) *attack {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveTest(t, ln, nil, HandlerFunc(moody), WithHandshakeTimeout(time.Hour))
+	return &attack{t: t, addr: ln.Addr().String()}
+}
+
+// Strangers who say nothing make room for those who come after them, so that
+// none keeps a coordinator out.
+func TestAttackOfStrangersWhoStay(t *testing.T) {
+	a := startPatientWorker(t)
+	const most, strangers = 32, 100
+	left := make(chan struct{}, strangers)
+	for range strangers {
+		conn := a.dial()
+		if conn == nil {
+			t.Fatal("not connected")
+		}
+		defer conn.Close()
+		a.all.Go(func() {
+			if _, ended := a.hold(conn, 20*time.Second); ended {
+				left <- struct{}{}
+			}
+		})
+		t.Cleanup(a.all.Wait) // when conn is closed
+	}
+	for i := range strangers - most {
+		select {
+		case <-left:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("only %d of %d silent strangers were dropped, and at most %d may stay", i, strangers, most)
+		}
+	}
+	a.run(tasksOf("a", 8)...)
+}
+
+// A worker has so many sessions and no more, and says so.
+func TestAttackOfMoreSessionsThanThereMayBe(t *testing.T) {
+	a := startPatientWorker(t)
+	const fewest, most = 224, 256 // beside strangers, or with them
+	var peers []*peer
+	greet := func() string {
+		conn := a.dial()
+		if conn == nil {
+			t.Fatal("not connected")
+		}
+		t.Cleanup(func() { conn.Close() })
+		p := newPeer(t, conn)
+		p.send(helloA)
+		line := p.next()
+		if strings.HasPrefix(line, "WELCOME ") {
+			peers = append(peers, p)
+		}
+		return line
+	}
+	answer := greet()
+	for len(peers) <= most && strings.HasPrefix(answer, "WELCOME ") {
+		answer = greet()
+	}
+	if !strings.HasPrefix(answer, "ERROR busy ") || len(peers) < fewest || len(peers) > most {
+		t.Errorf("after %d sessions another is answered with %q; want ERROR busy after %d to %d", len(peers), answer, fewest, most)
+	}
+	peers[0].send("RUN 0 1 0 x")
+	peers[0].expectReports("DONE 0 did x")
+	for _, p := range peers[1:] {
+		p.conn.Close()
+	}
+	a.run(tasksOf("a", 8)...) // it tries again until the worker has noticed
+}
+
+// Lines that bring no work end a session when there are too many, though the
+// peer reads all the answers.
+func TestAttackOfLinesThatBringNoWork(t *testing.T) {
+	const most = 64 << 20 // bytes of them
+	for _, line := range []string{"PING 1\n", "RECALL 1\n", "CANCEL\n"} {
+		t.Run(strings.TrimSpace(line), func(t *testing.T) {
+			a := startPatientWorker(t)
+			conn := a.dial()
+			if conn == nil {
+				t.Fatal("not connected")
+			}
+			defer conn.Close()
+			var end string
+			a.all.Go(func() {
+				heard, _ := a.hold(conn, time.Minute)
+				end = heard[strings.LastIndexByte(strings.TrimSuffix(heard, "\n"), '\n')+1:]
+			})
+			batch := []byte(strings.Repeat(line, 8000))
+			_, err := io.WriteString(conn, helloA+"\n")
+			wrote := 0
+			for ; err == nil && wrote < most; wrote += len(batch) {
+				conn.SetWriteDeadline(time.Now().Add(20 * time.Second))
+				_, err = conn.Write(batch)
+			}
+			if err == nil {
+				conn.CloseWrite()
+			}
+			a.all.Wait()
+			if want := "ERROR flood "; err == nil || !strings.HasPrefix(end, want) {
+				t.Errorf("after %d bytes the last line is %q, want %s", wrote, cut(end, 200), want)
+			}
+			a.run(tasksOf("a", 1)...)
+		})
+	}
+}

@@ -1,0 +1,5 @@
+//go:build race
+
+package taskexec
+
+const raceEnabled = true

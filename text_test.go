@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"strings"
@@ -155,10 +156,7 @@ func TestWhatAWorkerSaysIsHarmlessToACoordinator(t *testing.T) {
 						quiet := newPeer(silentTB{t}, there) // what it says may be cut off by an ERROR
 						quiet.expect("HELLO …")
 						play(quiet, s)
-						there.SetReadDeadline(time.Now().Add(time.Minute))
-						for _, err := quiet.in.ReadByte(); err == nil; _, err = quiet.in.ReadByte() {
-						}
-						there.Close()
+						quiet.hangUp()
 					}()
 					report, err := c.Run(t.Context(), []Task{{Category: "a", Instruction: s}})
 					if err == nil {
@@ -176,6 +174,13 @@ func TestWhatAWorkerSaysIsHarmlessToACoordinator(t *testing.T) {
 			}
 		})
 	}
+}
+
+// hangUp closes the connection when the other side does, or after a minute.
+func (p *peer) hangUp() {
+	p.conn.SetReadDeadline(time.Now().Add(time.Minute))
+	io.Copy(io.Discard, p.in)
+	p.conn.Close()
 }
 
 // silentTB is a test that does not fail when its peer is cut off.
@@ -236,10 +241,7 @@ func TestWhatACoordinatorSaysIsHarmlessToAWorker(t *testing.T) {
 					quiet := newPeer(silentTB{t}, here)
 					go func() {
 						play(quiet, s)
-						here.SetReadDeadline(time.Now().Add(time.Minute))
-						for _, err := quiet.in.ReadByte(); err == nil; _, err = quiet.in.ReadByte() {
-						}
-						here.Close()
+						quiet.hangUp()
 					}()
 					err := <-served
 					if err == nil && name != "an instruction, and a cause" {

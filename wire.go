@@ -485,11 +485,7 @@ func (c *wire) writeLine(b []byte) error {
 		if by := c.mustEnd(); !by.IsZero() {
 			c.conn.SetWriteDeadline(by)
 		}
-		n := chunkBytes
-		if len(b) < n+n/8 {
-			n = len(b) // what is hardly more goes in one, and spares both systems the rest
-		}
-		n, err := c.conn.Write(b[:n])
+		n, err := c.conn.Write(b[:min(len(b), chunkBytes)])
 		if err != nil {
 			return err
 		}

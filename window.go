@@ -49,7 +49,7 @@ type pace struct {
 
 	// What is being measured.
 	began time.Time     // since then the worker has held something
-	last  time.Time     // when it last reported, or was given something while it held nothing
+	due   time.Time     // a report could not be missed before
 	n     int           // tasks reported since began
 	spent time.Duration // from their sending to their reports, together
 	peak  int           // most that was in flight since began
@@ -77,9 +77,15 @@ func (p *pace) tripTook(d time.Duration) {
 func (p *pace) sent(before, held int, now time.Time) {
 	if before == 0 {
 		p.restart(now)
-		p.last = now
 	}
+	p.wantBy(now.Add(p.trip))
 	p.peak = max(p.peak, held)
+}
+
+func (p *pace) wantBy(t time.Time) {
+	if t.After(p.due) {
+		p.due = t
+	}
 }
 
 func (p *pace) restart(now time.Time) {
@@ -93,7 +99,7 @@ func (p *pace) reported(n int, spent time.Duration, held, slots, most int, now t
 	if n == 0 {
 		return
 	}
-	p.last = now
+	p.wantBy(now)
 	p.n += n
 	p.spent += spent
 	elapsed := now.Sub(p.began)
@@ -102,11 +108,15 @@ func (p *pace) reported(n int, spent time.Duration, held, slots, most int, now t
 	if held > 0 && (p.n < slots || elapsed < max(p.trip, minMeasure)) {
 		return
 	}
-	latency := p.spent / time.Duration(p.n)
-	// The round trip is part of it. So what the greetings took too long for is
-	// corrected by the first tasks.
-	p.trip = min(p.trip, latency)
-	gap := min(elapsed/time.Duration(p.n), (latency-p.trip)/time.Duration(max(slots, 1)))
+	gap := elapsed / time.Duration(p.n)
+	switch latency := p.spent / time.Duration(p.n); {
+	case latency < p.trip:
+		// The round trip is part of it. So what the greetings took too long for
+		// is put right by the first tasks; what they took is then not known yet.
+		p.trip = latency
+	default:
+		gap = min(gap, (latency-p.trip)/time.Duration(max(slots, 1)))
+	}
 	gap = max(gap, shortestGap)
 	if p.gap == 0 {
 		p.gap = gap
@@ -124,7 +134,7 @@ func (p *pace) reported(n int, spent time.Duration, held, slots, most int, now t
 // expected to wait at now. A worker that reports less often than it used to is
 // expected to go on like that.
 func (p *pace) wait(ahead int, now time.Time) time.Duration {
-	gap := max(p.gap, now.Sub(p.last))
+	gap := max(p.gap, now.Sub(p.due))
 	if gap > time.Hour {
 		return time.Hour // for which multiples do not matter any more
 	}

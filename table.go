@@ -4,9 +4,9 @@ import "math/bits"
 
 // A table finds what is in flight in a session by its task's number. A map
 // would do, at four times the cost of what is on the path of every task on both
-// sides. Collisions are looked for in the neighbourhood (linear probing), and a
-// peer that chose its numbers to collide would cost no more than the window is
-// wide.
+// sides. What cannot be where it belongs is found soon after, in the order of
+// where it belongs (linear probing, as Robin Hood would have it), and a peer that
+// chose its numbers to collide would cost no more than the window is wide.
 //
 // The zero value is empty.
 type table[V any] struct {
@@ -30,14 +30,18 @@ func (t *table[V]) home(key uint) int {
 	return int((key + key>>digit + key>>(2*digit)) & uint(len(t.entries)-1))
 }
 
-// find returns where number is, or the free place where it would be. There is
-// room.
+// away is how far the entry at i is from where it belongs.
+func (t *table[V]) away(i int) int {
+	return (i - t.home(t.entries[i].key)) & (len(t.entries) - 1)
+}
+
+// find returns where number is. There is something.
 func (t *table[V]) find(number int) (i int, found bool) {
 	key := uint(number) + 1
 	i = t.home(key)
-	for t.entries[i].key != key {
-		if t.entries[i].key == 0 {
-			return i, false
+	for far := 0; t.entries[i].key != key; far++ {
+		if t.entries[i].key == 0 || t.away(i) < far {
+			return i, false // it would have been put here
 		}
 		i = (i + 1) & (len(t.entries) - 1)
 	}
@@ -49,7 +53,10 @@ func (t *table[V]) get(number int) (v V, ok bool) {
 		return v, false
 	}
 	i, ok := t.find(number)
-	return t.entries[i].value, ok
+	if ok {
+		v = t.entries[i].value
+	}
+	return v, ok
 }
 
 // put enters v, and reports false, and does nothing, if number is there
@@ -58,22 +65,35 @@ func (t *table[V]) put(number int, v V) bool {
 	if 2*t.used >= len(t.entries) {
 		t.grow()
 	}
-	i, found := t.find(number)
-	if found {
+	if _, found := t.find(number); found {
 		return false
 	}
-	t.entries[i] = tableEntry[V]{uint(number) + 1, v}
-	t.used++
+	t.enter(tableEntry[V]{uint(number) + 1, v})
 	return true
+}
+
+// enter puts e in, of which there is nothing yet. Whatever is nearer to where
+// it belongs gives way to what is not.
+func (t *table[V]) enter(e tableEntry[V]) {
+	i := t.home(e.key)
+	for far := 0; t.entries[i].key != 0; far++ {
+		if there := t.away(i); there < far {
+			t.entries[i], e = e, t.entries[i]
+			far = there
+		}
+		i = (i + 1) & (len(t.entries) - 1)
+	}
+	t.entries[i] = e
+	t.used++
 }
 
 func (t *table[V]) grow() {
 	old := t.entries
 	t.entries = make([]tableEntry[V], max(16, 2*len(old)))
+	t.used = 0
 	for _, e := range old {
 		if e.key != 0 {
-			i, _ := t.find(int(e.key - 1))
-			t.entries[i] = e
+			t.enter(e)
 		}
 	}
 }
@@ -88,14 +108,13 @@ func (t *table[V]) take(number int) (v V, ok bool) {
 		return v, false
 	}
 	v = t.entries[i].value
-	// Whatever follows without a gap moves up if it may, so that it is found
-	// without marks for what was deleted.
+	// What follows moves up, up to what is where it belongs, so that no marks are
+	// needed for what was deleted. Numbers that follow one another are all where
+	// they belong, and nothing moves.
 	last := len(t.entries) - 1
-	for j := (i + 1) & last; t.entries[j].key != 0; j = (j + 1) & last {
-		if home := t.home(t.entries[j].key); (j-home)&last >= (j-i)&last {
-			t.entries[i] = t.entries[j]
-			i = j
-		}
+	for j := (i + 1) & last; t.entries[j].key != 0 && t.away(j) > 0; j = (j + 1) & last {
+		t.entries[i] = t.entries[j]
+		i = j
 	}
 	t.entries[i] = tableEntry[V]{}
 	t.used--

@@ -3,6 +3,7 @@ package taskexec
 import (
 	"maps"
 	"math/rand/v2"
+	"strconv"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -46,5 +47,25 @@ func TestTableHoldsWhatAMapHolds(t *testing.T) {
 		if diff := cmp.Diff(want, maps.Collect(table.all)); diff != "" {
 			t.Errorf("%s: (-want +got)\n%s", test.reason, diff)
 		}
+	}
+}
+
+// BenchmarkTable puts in and takes out what is in flight in a session whose
+// worker reports in the order of the tasks, of which it is sent each stride-th.
+func BenchmarkTable(b *testing.B) {
+	for _, stride := range []int{1, 3, 1024} {
+		b.Run(strconv.Itoa(stride), func(b *testing.B) {
+			var table table[int]
+			for i := range windowTasks {
+				table.put(i*stride, i)
+			}
+			b.ResetTimer()
+			for i := range b.N {
+				if _, ok := table.take(i * stride); !ok {
+					b.Fatal(i)
+				}
+				table.put((i+windowTasks)*stride, i)
+			}
+		})
 	}
 }

@@ -157,6 +157,65 @@ func TestNothingDependsOnTheAnswerToRECALL(t *testing.T) {
 	})
 }
 
+func TestATaskThatWandersIsLeftWhereItIs(t *testing.T) {
+	// Workers that take a task over give it back as well, because they go away,
+	// so that it comes to the one again that has more than it has slots for.
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		var recalled []string
+		cl.script("busy:1", func(p *peer) {
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"slots":4,"window":8}`)
+			var held []string
+			for {
+				line, err := p.in.ReadString('\n')
+				if err != nil {
+					return
+				}
+				fields := strings.Fields(line)
+				task := fields[1]
+				if fields[0] == "RUN" {
+					held = append(held, task)
+					continue
+				}
+				recalled = append(recalled, task)
+				held = slices.DeleteFunc(held, func(other string) bool { return other == task })
+				p.send("RETURN " + task)
+				if len(recalled) == 3 {
+					time.Sleep(time.Second)
+					for _, task := range held {
+						p.send("DONE " + task + " 0")
+					}
+				}
+			}
+		})
+		for i, addr := range []string{"leaves:1", "leaves:2", "stays:1"} {
+			cl.script(addr, func(p *peer) {
+				p.welcome()
+				run := strings.Fields(p.next())
+				time.Sleep(time.Duration(i+1) * time.Second)
+				p.send("DONE " + run[1] + " 0")
+				run = strings.Fields(p.next())
+				if addr != "stays:1" {
+					p.send("DRAIN", "RETURN "+run[1], "GOODBYE")
+					return
+				}
+				time.Sleep(time.Minute)
+				p.send("DONE " + run[1] + " 0")
+				p.expectEnd()
+			})
+		}
+		c := cl.coordinator(WithWorkers("a", "busy:1", "leaves:1", "leaves:2", "stays:1"), withLeastWindow(8))
+		report, err := cl.run(t.Context(), c, tasksOf("a", 9))()
+		if err != nil || report.Troubles.Losses != 0 {
+			t.Errorf("%v, %+v", err, report.Troubles)
+		}
+		if len(recalled) != 3 || recalled[1] != recalled[0] || recalled[2] == recalled[0] {
+			t.Errorf("asked back were %q, want one twice, which has then come back four times, and then another", recalled)
+		}
+	})
+}
+
 func TestTasksThatAreAboutToStartAreNotTakenBack(t *testing.T) {
 	// One worker is slower, and has some left when the other has nothing to do;
 	// but nothing of it would be there sooner.

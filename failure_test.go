@@ -850,6 +850,45 @@ func TestALeaseIsRenewedByNothingButAnEcho(t *testing.T) {
 	}
 }
 
+func TestALeaseEndsInTimeThoughALineHasBegun(t *testing.T) {
+	// The link breaks in both directions when part of a line has come. All that
+	// the coordinator can have heard by then it heard before.
+	for _, tt := range []struct {
+		reason string
+		begun  int // bytes of the line, a second after WELCOME
+		ends   time.Duration
+	}{
+		{"few bytes prove nothing", 1000, 8 * time.Second},
+		{"nor does a chunk, since PINGs go between two", 64 << 10, 8 * time.Second},
+		{"a long line has stopped arriving when nothing has come for as long as a lease", 100 << 10, 9 * time.Second},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var ended time.Time
+				var cause error
+				wt := startWorker(t, HandlerFunc(func(ctx context.Context, _ Task) (string, error) {
+					<-ctx.Done()
+					ended, cause = time.Now(), context.Cause(ctx)
+					return "", ctx.Err()
+				}))
+				p := wt.stranger()
+				p.send(`HELLO taskexec/1 {"category":"a","timeout_ms":10000}`)
+				p.expect("WELCOME taskexec/1 …")
+				start := time.Now()
+				p.send("RUN 0 1 0 x")
+				time.Sleep(time.Second)
+				const run = "RUN 1 1 0 "
+				io.WriteString(p.conn, run+strings.Repeat("y", tt.begun-len(run)))
+				io.Copy(io.Discard, p.in)
+				synctest.Wait()
+				if took := ended.Sub(start); took != tt.ends || cause != errLeaseOver {
+					t.Errorf("the handler's ctx ended after %v with %v, want %v and %v", took, cause, tt.ends, errLeaseOver)
+				}
+			})
+		})
+	}
+}
+
 func TestPingsAreAnsweredWhileAllSlotsAreBusyAndWhileDraining(t *testing.T) {
 	// The handlers take longer than the peer's patience by far.
 	synctest.Test(t, func(t *testing.T) {

@@ -126,6 +126,36 @@ func TestStreamConcurrentYieldsEachTaskOnce(t *testing.T) {
 	})
 }
 
+func TestAResultIsNotUsedForAnotherTaskBeforeItIsConsumed(t *testing.T) {
+	// Results settle together, and tasks come while the consumer is among them.
+	for _, order := range []Order{ByInput, Concurrent} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newTestCoordinator(t, append(serveMem(t, echoHandler, "a", WithSlots(4)), WithOrder(order), WithStreamBuffer(100))...)
+			var seen []int
+			for r, err := range c.Stream(t.Context(), func(yield func(Task) bool) {
+				for i := range 100 {
+					if i%10 == 0 {
+						time.Sleep(5 * time.Second)
+					}
+					if !yield(Task{Instruction: fmt.Sprintf("a%d", i)}) {
+						return
+					}
+				}
+			}) {
+				if err != nil || r.Output != fmt.Sprintf("a%d", r.Index) {
+					t.Errorf("%v: got %+v and %v", order, r, err)
+				}
+				seen = append(seen, r.Index)
+				time.Sleep(time.Second)
+			}
+			slices.Sort(seen)
+			if len(slices.Compact(seen)) != 100 || len(seen) != 100 {
+				t.Errorf("%v: got the results of %d", order, seen)
+			}
+		})
+	}
+}
+
 func TestLeavingAStreamAtAnyPointLeavesNothingBehind(t *testing.T) {
 	for _, order := range []Order{ByCategory, ByInput, Concurrent} {
 		for stop := range 10 {

@@ -134,7 +134,7 @@ type wire struct {
 	born     time.Time
 	heard    atomic.Int64 // when a byte was last received
 	probed   atomic.Int64 // when the first PING was written after that; 0 if none was
-	midRead  atomic.Bool  // a line has begun to arrive
+	midRead  atomic.Bool  // a line is arriving of which a chunk has come and more must
 	midWrite atomic.Bool  // a line longer than a chunk is being written
 
 	mu      sync.Mutex // guards following
@@ -183,7 +183,7 @@ func (c *wire) age() time.Duration { return time.Since(c.born) }
 type listening struct{ c *wire }
 
 func (l listening) Read(p []byte) (int, error) {
-	l.c.midRead.Store(l.c.in.n > 0)
+	l.c.midRead.Store(l.c.in.n > chunkBytes)
 	n, err := l.c.conn.Read(p)
 	if n > 0 {
 		l.c.heard.Store(int64(l.c.age()))
@@ -214,11 +214,18 @@ func (c *wire) read() (message, error) {
 	return parseMessage(line)
 }
 
-// midLine says whether a long line is on its way, in either direction, which no
-// PING can overtake. One that has stopped arriving for timeout is not.
-func (c *wire) midLine(timeout time.Duration) bool {
-	arriving := c.midRead.Load() && c.age()-time.Duration(c.heard.Load()) < timeout
-	return arriving || c.midWrite.Load()
+// midLine says for how long to believe that a line longer than a chunk is on its
+// way, in either direction, which no PING can overtake; 0 if none is. One that
+// has stopped arriving for timeout is not. A shorter one holds up nothing: that
+// it has begun must not count, or a few bytes before a link breaks would.
+func (c *wire) midLine(timeout time.Duration) time.Duration {
+	switch {
+	case c.midWrite.Load():
+		return timeout
+	case c.midRead.Load():
+		return max(0, time.Duration(c.heard.Load())+timeout-c.age())
+	}
+	return 0
 }
 
 // wakeWriter makes writeLoop ask its source again.

@@ -339,10 +339,13 @@ func (s *workerSession) keepLease(timeout time.Duration) {
 		if s.wire.midWrite.Load() {
 			slowUntil = now.Add(2 * interval) // what was sent right after the line needs time to come back
 		}
+		midLine := s.wire.midLine(lease)
 		switch {
 		case end.After(now):
-		case s.wire.midLine(lease) || now.Before(slowUntil):
-			end = now.Add(interval) // neither PING nor PONG can overtake within a line
+		case midLine > 0:
+			end = now.Add(midLine) // neither PING nor PONG can overtake within a line
+		case now.Before(slowUntil):
+			end = slowUntil
 		default:
 			s.cancel(errLeaseOver)
 			s.wire.endWithError(faultf(codeTimeout, "no answer to a PING for %v", lease))

@@ -661,6 +661,9 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) 
 // session takes no more; and that none is asked back on and on.
 func (r *simRun) checkReturns(attempts [][]*simAttempt, stopped time.Duration) {
 	s := r.sim
+	if unusable := (*WorkerError)(nil); errors.As(r.err, &unusable) && r.plan.Stream {
+		return // it was stopped when a category's workers could not be had, and nothing says when that was
+	}
 	for _, conn := range s.network.conns {
 		if conn.run != r.number {
 			continue

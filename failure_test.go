@@ -850,6 +850,27 @@ func TestALeaseIsRenewedByNothingButAnEcho(t *testing.T) {
 	}
 }
 
+// A leaseEnd is when and why a handler's ctx ended.
+type leaseEnd struct {
+	at    time.Time
+	cause error
+}
+
+// startLeased starts a worker whose handler waits for its ctx to end, and greets
+// it for a coordinator that is patient for ten seconds.
+func startLeased(t *testing.T) (*peer, *leaseEnd) {
+	var over leaseEnd
+	wt := startWorker(t, HandlerFunc(func(ctx context.Context, _ Task) (string, error) {
+		<-ctx.Done()
+		over = leaseEnd{time.Now(), context.Cause(ctx)}
+		return "", ctx.Err()
+	}))
+	p := wt.stranger()
+	p.send(`HELLO taskexec/1 {"category":"a","timeout_ms":10000}`)
+	p.expect("WELCOME taskexec/1 …")
+	return p, &over
+}
+
 func TestALeaseEndsInTimeThoughALineHasBegun(t *testing.T) {
 	// The link breaks in both directions when part of a line has come. All that
 	// the coordinator can have heard by then it heard before.
@@ -864,16 +885,7 @@ func TestALeaseEndsInTimeThoughALineHasBegun(t *testing.T) {
 	} {
 		t.Run(tt.reason, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var ended time.Time
-				var cause error
-				wt := startWorker(t, HandlerFunc(func(ctx context.Context, _ Task) (string, error) {
-					<-ctx.Done()
-					ended, cause = time.Now(), context.Cause(ctx)
-					return "", ctx.Err()
-				}))
-				p := wt.stranger()
-				p.send(`HELLO taskexec/1 {"category":"a","timeout_ms":10000}`)
-				p.expect("WELCOME taskexec/1 …")
+				p, over := startLeased(t)
 				start := time.Now()
 				p.send("RUN 0 1 0 x")
 				time.Sleep(time.Second)
@@ -881,8 +893,8 @@ func TestALeaseEndsInTimeThoughALineHasBegun(t *testing.T) {
 				io.WriteString(p.conn, run+strings.Repeat("y", tt.begun-len(run)))
 				io.Copy(io.Discard, p.in)
 				synctest.Wait()
-				if took := ended.Sub(start); took != tt.ends || cause != errLeaseOver {
-					t.Errorf("the handler's ctx ended after %v with %v, want %v and %v", took, cause, tt.ends, errLeaseOver)
+				if took := over.at.Sub(start); took != tt.ends || over.cause != errLeaseOver {
+					t.Errorf("the handler's ctx ended after %v with %v, want %v and %v", took, over.cause, tt.ends, errLeaseOver)
 				}
 			})
 		})

@@ -1,8 +1,6 @@
 package taskexec
 
 import (
-	"context"
-	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,16 +12,7 @@ func TestALeaseCountsFromWhenItsPingWasSent(t *testing.T) {
 	// The coordinator may have heard nothing since the PING that it answers, so
 	// what the answer takes must not lengthen the lease.
 	synctest.Test(t, func(t *testing.T) {
-		var ended time.Time
-		var cause error
-		wt := startWorker(t, HandlerFunc(func(ctx context.Context, _ Task) (string, error) {
-			<-ctx.Done()
-			ended, cause = time.Now(), context.Cause(ctx)
-			return "", ctx.Err()
-		}))
-		p := wt.stranger()
-		p.send(`HELLO taskexec/1 {"category":"a","timeout_ms":10000}`)
-		p.expect("WELCOME taskexec/1 …")
+		p, over := startLeased(t)
 		p.send("RUN 0 1 0 x")
 		p.expect("PING 1")
 		sent := time.Now()
@@ -31,8 +20,8 @@ func TestALeaseCountsFromWhenItsPingWasSent(t *testing.T) {
 		p.send("PONG 1")
 		p.expect("PING 2", "PING 3", "ERROR timeout …")
 		synctest.Wait()
-		if want := sent.Add(8 * time.Second); !ended.Equal(want) || !errors.Is(cause, errLeaseOver) {
-			t.Errorf("the handler's ctx ended %v after the PING with %v, want 8s and %v", ended.Sub(sent), cause, errLeaseOver)
+		if want := sent.Add(8 * time.Second); !over.at.Equal(want) || over.cause != errLeaseOver {
+			t.Errorf("the handler's ctx ended %v after the PING with %v, want 8s and %v", over.at.Sub(sent), over.cause, errLeaseOver)
 		}
 	})
 }

@@ -181,6 +181,14 @@ func TestTLSLetsInWhoBelongs(t *testing.T) {
 		}, "other.test")), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
 		{"the right name in another case", ca.config(ca.issue(nil, "spiffe://test/Coordinator")), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
 
+		{"a name that is the right one once it is tidied", ca.config(ca.issue(func(c *x509.Certificate) {
+			c.URIs = []*url.URL{{Scheme: "spiffe", Opaque: "//test/coordinator#"}}
+		})), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
+		{"the right scheme in another case", ca.config(ca.issue(func(c *x509.Certificate) {
+			c.URIs = []*url.URL{{Scheme: "SPIFFE", Opaque: "//test/coordinator"}}
+		})), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
+		{"a wildcard that would match", ca.config(ca.issue(nil, "spiffe://test/*", "*.test")), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
+
 		{"right authority, wrong category", ca.config(goodCoordinator), goodWorker, "b", `"spiffe://test/worker", which WithPeers does not list for category "b"`},
 		{"a coordinator that would be a worker", ca.config(goodCoordinator), goodCoordinator, "a", `"spiffe://test/coordinator", which WithPeers does not list for category "a"`},
 		{"a worker of an unknown authority", ca.config(goodCoordinator), stranger.issue(nil, workerURI), "a", "unknown authority"},
@@ -189,6 +197,9 @@ func TestTLSLetsInWhoBelongs(t *testing.T) {
 		{"a worker's certificate for clients", ca.config(goodCoordinator), ca.issue(func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 		}, workerURI), "a", "key usage"},
+		{"a worker's name that is the right one once it is tidied", ca.config(goodCoordinator), ca.issue(func(c *x509.Certificate) {
+			c.URIs = []*url.URL{{Scheme: "spiffe", Opaque: "//test/worker#"}}
+		}), "a", `"spiffe://test/worker#", which WithPeers does not list for category "a"`},
 		{"a worker without a name", ca.config(goodCoordinator), ca.issue(nil), "a", "no verified certificate with a URI or DNS name"},
 		{"a worker's name in the wrong place", ca.config(goodCoordinator), ca.issue(func(c *x509.Certificate) {
 			c.Subject.CommonName = workerURI

@@ -1,6 +1,7 @@
 package taskexec
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -252,6 +253,9 @@ func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, cat
 		if c.tls == nil {
 			return conn, c.checkPlaintext(conn)
 		}
+		if unbuffered(conn) {
+			conn = &roomyConn{conn, bufio.NewReaderSize(conn, handshakeRoom)}
+		}
 		secured = c.tlsClient(c, conn, addr, category)
 	}
 	if err := secured.HandshakeContext(ctx); err != nil {
@@ -270,6 +274,20 @@ func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, cat
 	}
 	return &promptConn{tlsConn: secured}, nil
 }
+
+// A roomyConn is a connection without buffers that takes in all of a worker's
+// handshake at once. Else a worker whose certificate is refused would still be
+// writing when it should read why, and both would wait for each other.
+type roomyConn struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+// handshakeRoom is for what a worker writes in one go: a chain of some
+// certificates.
+const handshakeRoom = 64 << 10
+
+func (c *roomyConn) Read(p []byte) (int, error) { return c.in.Read(p) }
 
 // secure makes of a connection that was accepted one that a session may use.
 // The handshake, if there is one, is still to be done.

@@ -496,6 +496,32 @@ func TestTLSRefusalReachesAPeerThatWrites(t *testing.T) {
 	}
 }
 
+// A coordinator that refuses a worker says so at once, though on a net.Pipe the
+// worker is still writing the rest of its handshake.
+func TestTLSRefusalOfAWorkerTakesNoTimeOverAPipe(t *testing.T) {
+	for _, peers := range [][]CoordinatorOption{nil, {WithPeers(thePeers...)}} {
+		synctest.Test(t, func(t *testing.T) {
+			forWorker, forCoordinator := bothConfigs(t)
+			forCoordinator.ServerName = "other.test"
+			served := make(chan error, 10)
+			dial := func(context.Context, string, string) (net.Conn, error) {
+				client, server := net.Pipe()
+				go func() { served <- NewWorker(parrot, WithTLS(forWorker)).ServeConn(t.Context(), server) }()
+				return client, nil
+			}
+			c := newTestCoordinator(t, append(peers, WithDialer(dial), WithTLS(forCoordinator), WithWorkers("a", "w:1"))...)
+			start := time.Now()
+			_, err := c.Run(t.Context(), mustParse(t, "a1"))
+			if took := time.Since(start); err == nil || !strings.Contains(err.Error(), "worker.test") || took != 0 {
+				t.Errorf("after %v: %v", took, err)
+			}
+			if err := <-served; err == nil || !strings.Contains(err.Error(), "the other side refused the TLS handshake") {
+				t.Errorf("the worker says %v", err)
+			}
+		})
+	}
+}
+
 // deafConn reads nothing for longer than anybody waits.
 type deafConn struct{ net.Conn }
 

@@ -196,6 +196,14 @@ func (c *coordinatorConfig) clientTLS(addr, category string) *tls.Config {
 		}
 		return nil
 	}
+	if check := given.VerifyPeerCertificate; check != nil {
+		config.VerifyPeerCertificate = func(raw [][]byte, chains [][]*x509.Certificate) error {
+			if err := check(raw, chains); err != nil {
+				return &refusedError{err}
+			}
+			return nil
+		}
+	}
 	if c.peers != nil {
 		// crypto/tls verifies a chain only together with a host name, in whose
 		// place the list stands: verifyWorker does the rest.

@@ -871,7 +871,8 @@ func TestTLSConfigsOwnChecksCount(t *testing.T) {
 	}
 	enough := errors.New("enough")
 	for _, peers := range [][]Option{nil, {WithPeers(Peer{Name: "w.test", Coordinator: true, Categories: []string{"a"}})}} {
-		for _, refuse := range []bool{false, true} {
+		for _, refuses := range []string{"nobody", "VerifyConnection", "VerifyPeerCertificate"} {
+			refuse := refuses != "nobody"
 			var connections, certificates atomic.Int32
 			worker, coordinator := both(func(config *tls.Config) {
 				config.VerifyConnection = func(state tls.ConnectionState) error {
@@ -889,8 +890,11 @@ func TestTLSConfigsOwnChecksCount(t *testing.T) {
 					return nil
 				}
 			})
-			if refuse {
+			switch refuses {
+			case "VerifyConnection":
 				coordinator.VerifyConnection = func(tls.ConnectionState) error { return enough }
+			case "VerifyPeerCertificate":
+				coordinator.VerifyPeerCertificate = func([][]byte, [][]*x509.Certificate) error { return enough }
 			}
 			options := []WorkerOption{WithTLS(worker)}
 			mine := []CoordinatorOption{WithTLS(coordinator), WithWorkers("a", "w.test:1")}

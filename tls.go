@@ -94,7 +94,7 @@ func (c *workerConfig) checkSecurity() {
 func (c *coordinatorConfig) checkSecurity() {
 	c.commonConfig.checkSecurity()
 	if c.tls != nil {
-		own := len(c.tls.Certificates) > 0 || c.tls.GetClientCertificate != nil
+		own := hasCertificate(c.tls) || c.tls.GetClientCertificate != nil
 		if err := checkTLS(c.tls, own, c.tls.RootCAs, "Certificates or GetClientCertificate", "RootCAs", "workers"); err != nil {
 			c.addError("%s", unprefixed(err))
 		}
@@ -121,7 +121,7 @@ func checkTLS(config *tls.Config, own bool, pool *x509.CertPool, certificates, a
 	switch {
 	case !own:
 		return fmt.Errorf("taskexec: WithTLS: the config has no certificate; set %s", certificates)
-	case pool == nil:
+	case pool == nil || pool.Equal(x509.NewCertPool()):
 		return fmt.Errorf("taskexec: WithTLS: the config says nothing of the authorities that %s' certificates come from; set %s", others, authorities)
 	case config.InsecureSkipVerify:
 		return errors.New("taskexec: WithTLS: the config has InsecureSkipVerify, with which anybody can pretend to be a worker; leave it out")
@@ -129,6 +129,12 @@ func checkTLS(config *tls.Config, own bool, pool *x509.CertPool, certificates, a
 		return fmt.Errorf("taskexec: WithTLS: the config allows at most %s; leave MaxVersion out, or allow TLS 1.3", tls.VersionName(config.MaxVersion))
 	}
 	return nil
+}
+
+// hasCertificate says whether there is a certificate in Certificates. One that
+// could not be loaded is zero.
+func hasCertificate(config *tls.Config) bool {
+	return slices.ContainsFunc(config.Certificates, func(c tls.Certificate) bool { return len(c.Certificate) > 0 })
 }
 
 // strict is a clone of config with what both roles insist on.
@@ -143,7 +149,7 @@ func strict(config *tls.Config) *tls.Config {
 
 // serverTLS makes of the config that was given the one that a worker uses.
 func (c *workerConfig) serverTLS(given *tls.Config) (*tls.Config, error) {
-	own := len(given.Certificates) > 0 || given.GetCertificate != nil
+	own := hasCertificate(given) || given.GetCertificate != nil
 	if err := checkTLS(given, own, given.ClientCAs, "Certificates or GetCertificate", "ClientCAs", "coordinators"); err != nil {
 		return given, err
 	}

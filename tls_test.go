@@ -633,6 +633,8 @@ func TestBadSecurityIsRefusedWithWhatToDo(t *testing.T) {
 		{"a highest version of 1.3", []Option{good(func(c *tls.Config) { c.MaxVersion = tls.VersionTLS13 })}, "", ""},
 		{"an empty config", []Option{WithTLS(new(tls.Config))}, "set Certificates or GetCertificate", "set Certificates or GetClientCertificate"},
 		{"no certificate", []Option{good(func(c *tls.Config) { c.Certificates = nil })}, "set Certificates or GetCertificate", "set Certificates or GetClientCertificate"},
+		{"a certificate that was not loaded", []Option{good(func(c *tls.Config) { c.Certificates = []tls.Certificate{{}} })}, "set Certificates or GetCertificate", "set Certificates or GetClientCertificate"},
+		{"authorities that were not loaded", []Option{good(func(c *tls.Config) { c.RootCAs, c.ClientCAs = x509.NewCertPool(), x509.NewCertPool() })}, "set ClientCAs", "set RootCAs"},
 		{"a server's certificate on demand", []Option{good(func(c *tls.Config) { c.Certificates, c.GetCertificate = nil, getCertificate })}, "", "set Certificates or GetClientCertificate"},
 		{"a client's certificate on demand", []Option{good(func(c *tls.Config) { c.Certificates, c.GetClientCertificate = nil, getClientCertificate })}, "set Certificates or GetCertificate", ""},
 		{"no authorities for coordinators", []Option{good(func(c *tls.Config) { c.ClientCAs = nil })}, "set ClientCAs", ""},

@@ -522,6 +522,52 @@ func TestTLSRefusalOfAWorkerTakesNoTimeOverAPipe(t *testing.T) {
 	}
 }
 
+// A coordinator on another machine may shut a worker down by its certificate.
+func TestShutdownIsTakenFromAVerifiedCertificateElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forWorker, forCoordinator := bothConfigs(t)
+		served := make(chan error, 1)
+		c := newTestCoordinator(t, WithTLS(forCoordinator), WithWorkerShutdown(), WithWorkers("a", "w:1"),
+			WithDialer(func(context.Context, string, string) (net.Conn, error) {
+				client, server := net.Pipe()
+				go func() { served <- NewWorker(parrot, WithTLS(forWorker)).ServeConn(t.Context(), elsewhere{server}) }()
+				return elsewhere{client}, nil
+			}))
+		if _, err := c.Run(t.Context(), mustParse(t, "a1")); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; err != nil {
+			t.Errorf("ServeConn returned %v", err)
+		}
+	})
+}
+
+// Strangers who never get on with the handshake make room for who does.
+func TestTLSStrangersKeepNoCoordinatorOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forWorker, forCoordinator := bothConfigs(t)
+		wt := startWorker(t, parrot, WithTLS(forWorker))
+		start := time.Now()
+		var strangers []*peer
+		for range 3 * strangersMost {
+			strangers = append(strangers, wt.connected())
+		}
+		for _, p := range strangers[:2*strangersMost] {
+			p.expectEnd()
+		}
+		p := newPeer(t, tls.Client(wt.connect(), forCoordinator))
+		p.send(helloA)
+		p.expect("WELCOME …")
+		if took := time.Since(start); took != 0 {
+			t.Errorf("it took %v", took)
+		}
+		if n := wt.worker.Stats().Sessions; n != strangersMost {
+			t.Errorf("%d sessions are open", n)
+		}
+		p.conn.Close()
+	})
+}
+
 // deafConn reads nothing for longer than anybody waits.
 type deafConn struct{ net.Conn }
 

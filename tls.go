@@ -267,10 +267,7 @@ func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, cat
 		if c.tls == nil {
 			return conn, c.checkPlaintext(conn)
 		}
-		if unbuffered(conn) {
-			conn = &roomyConn{conn, bufio.NewReaderSize(conn, handshakeRoom)}
-		}
-		secured = c.tlsClient(c, conn, addr, category)
+		secured = c.tlsClient(c, withRoom(conn), addr, category)
 	}
 	if err := secured.HandshakeContext(ctx); err != nil {
 		return conn, newHandshakeError(err)
@@ -289,17 +286,21 @@ func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, cat
 	return &promptConn{tlsConn: secured}, nil
 }
 
-// A roomyConn is a connection without buffers that takes in all of a worker's
-// handshake at once. Else a worker whose certificate is refused would still be
-// writing when it should read why, and both would wait for each other.
+// withRoom is conn or, if that has no buffers, what takes in all at once that a
+// peer writes of its handshake. Else a peer whose certificate is refused would
+// still be writing when it should read why, and both would wait for each other.
+func withRoom(conn net.Conn) net.Conn {
+	const chain = 64 << 10 // of some certificates
+	if !unbuffered(conn) {
+		return conn
+	}
+	return &roomyConn{conn, bufio.NewReaderSize(conn, chain)}
+}
+
 type roomyConn struct {
 	net.Conn
 	in *bufio.Reader
 }
-
-// handshakeRoom is for what a worker writes in one go: a chain of some
-// certificates.
-const handshakeRoom = 64 << 10
 
 func (c *roomyConn) Read(p []byte) (int, error) { return c.in.Read(p) }
 
@@ -312,7 +313,7 @@ func (c *workerConfig) secure(conn net.Conn) (net.Conn, error) {
 	if c.tls == nil {
 		return conn, c.checkPlaintext(conn)
 	}
-	return &promptConn{tlsConn: c.tlsServer(c, conn)}, nil
+	return &promptConn{tlsConn: c.tlsServer(c, withRoom(conn))}, nil
 }
 
 // handshake completes the handshake of a connection that a worker accepted, and

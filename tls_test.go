@@ -3,9 +3,11 @@ package taskexec
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -520,6 +522,49 @@ func TestTLSRefusalOfAWorkerTakesNoTimeOverAPipe(t *testing.T) {
 			}
 		})
 	}
+}
+
+// longSigner signs with as much as a long RSA key would, and nobody gets as far as
+// to look at it.
+type longSigner struct{ key *rsa.PublicKey }
+
+func (s longSigner) Public() crypto.PublicKey { return s.key }
+func (s longSigner) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
+	return make([]byte, s.key.Size()), nil
+}
+
+// The same of a worker that refuses a coordinator, which is still writing too if
+// its handshake is a long one.
+func TestTLSRefusalOfACoordinatorTakesNoTimeOverAPipe(t *testing.T) {
+	key := &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 8191), E: 65537}
+	key.N.Add(key.N, big.NewInt(1))
+	synctest.Test(t, func(t *testing.T) {
+		ca := newTestCA(t, "ours")
+		template := &x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{"other.test"}, NotAfter: tlsNow.Add(time.Hour),
+			KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key, ca.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		forCoordinator := ca.config(tls.Certificate{Certificate: [][]byte{der}, PrivateKey: longSigner{key}})
+		served := make(chan error, 10)
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			client, server := net.Pipe()
+			go func() {
+				served <- NewWorker(parrot, WithTLS(ca.config(ca.issue(nil, workerURI))), WithPeers(thePeers...)).ServeConn(t.Context(), server)
+			}()
+			return client, nil
+		}
+		c := newTestCoordinator(t, WithPeers(thePeers...), WithDialer(dial), WithTLS(forCoordinator), WithWorkers("a", "w:1"))
+		start := time.Now()
+		_, err = c.Run(t.Context(), mustParse(t, "a1"))
+		if took := time.Since(start); err == nil || !strings.Contains(err.Error(), "the other side refused the TLS handshake") || took != 0 {
+			t.Errorf("after %v: %v", took, err)
+		}
+		if err := <-served; err == nil || !strings.Contains(err.Error(), "other.test") {
+			t.Errorf("the worker says %v", err)
+		}
+	})
 }
 
 // A coordinator on another machine may shut a worker down by its certificate.

@@ -32,13 +32,14 @@ import (
 // certificate may be a coordinator: use an authority that does nothing else,
 // or list who may.
 //
-// A config without one of these, with InsecureSkipVerify, or with a MaxVersion
-// below TLS 1.3 is an error: of NewCoordinator, and of a worker's Serve,
+// A config without one of these or with an empty one, with InsecureSkipVerify, or
+// with a MaxVersion below TLS 1.3 is an error: of NewCoordinator, and of a worker's Serve,
 // ListenAndServe and ServeConn. So are WithTLS and WithInsecure together. A nil
 // config panics. The default is no TLS, and plaintext stays on this machine.
 //
 // The handshake counts within what WithHandshakeTimeout allows. A connection
-// that already is a *tls.Conn, from a dialer or a listener, is used as it is.
+// that already is a *tls.Conn, from a dialer or a listener, is used as it is:
+// whom it lets in is up to its own config, and to WithPeers.
 func WithTLS(config *tls.Config) Option {
 	if config == nil {
 		panic("taskexec: WithTLS: nil config")

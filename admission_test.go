@@ -297,3 +297,34 @@ func TestServeEndsThoughItsListenerFails(t *testing.T) {
 		})
 	}
 }
+
+// Whatever connections do, and a drain too, each gives back the place that it
+// had, and no other's.
+func TestEachConnectionGivesBackItsOwnPlace(t *testing.T) {
+	says := []string{helloA + "\nRUN 0 1 0 x\n", helloA + "\n", helloA, "NONSENSE\n", ""}
+	for trial := range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			w := NewWorker(parrot)
+			var all sync.WaitGroup
+			for i := range 10 * strangersMost {
+				here, there := net.Pipe()
+				all.Go(func() { w.ServeConn(t.Context(), there) })
+				all.Go(func() {
+					defer here.Close()
+					if _, err := here.Write([]byte(says[i%len(says)])); err == nil {
+						here.Read(make([]byte, 100))
+					}
+				})
+			}
+			if trial%2 == 0 {
+				if err := w.Shutdown(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			all.Wait()
+			if e := w.entrance; len(e.strangers) != 0 || e.greeted != 0 || len(w.sessions) != 0 {
+				t.Errorf("%d strangers, %d that have greeted and %d sessions are left", len(e.strangers), e.greeted, len(w.sessions))
+			}
+		})
+	}
+}

@@ -2,6 +2,7 @@ package taskexec
 
 import (
 	"crypto/x509"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"slices"
@@ -121,9 +122,27 @@ func peerNames(chains [][]*x509.Certificate) []string {
 		return nil
 	}
 	cert := chains[0][0]
-	names := make([]string, 0, len(cert.URIs)+len(cert.DNSNames))
-	for _, uri := range cert.URIs {
-		names = append(names, uri.String())
+	return append(uriNames(cert), cert.DNSNames...)
+}
+
+// uriNames are the URIs among the subject alternative names, as they stand
+// there. Those of cert.URIs are taken apart, and put together again they may be
+// others: "x#" would become "x", and "SPIFFE:" "spiffe:".
+func uriNames(cert *x509.Certificate) (names []string) {
+	const uri = 6 // GeneralName in RFC 5280
+	for _, extension := range cert.Extensions {
+		var all []asn1.RawValue
+		if !extension.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 17}) {
+			continue
+		}
+		if _, err := asn1.Unmarshal(extension.Value, &all); err != nil {
+			return nil // crypto/x509 has read it, so this does not happen
+		}
+		for _, name := range all {
+			if name.Class == asn1.ClassContextSpecific && name.Tag == uri {
+				names = append(names, string(name.Bytes))
+			}
+		}
 	}
-	return append(names, cert.DNSNames...)
+	return names
 }

@@ -1,6 +1,7 @@
 package taskexec
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -31,13 +32,14 @@ import (
 // certificate may be a coordinator: use an authority that does nothing else,
 // or list who may.
 //
-// A config without one of these, with InsecureSkipVerify, or with a MaxVersion
-// below TLS 1.3 is an error: of NewCoordinator, and of a worker's Serve,
+// A config without one of these or with an empty one, with InsecureSkipVerify, or
+// with a MaxVersion below TLS 1.3 is an error: of NewCoordinator, and of a worker's Serve,
 // ListenAndServe and ServeConn. So are WithTLS and WithInsecure together. A nil
 // config panics. The default is no TLS, and plaintext stays on this machine.
 //
 // The handshake counts within what WithHandshakeTimeout allows. A connection
-// that already is a *tls.Conn, from a dialer or a listener, is used as it is.
+// that already is a *tls.Conn, from a dialer or a listener, is used as it is:
+// whom it lets in is up to its own config, and to WithPeers.
 func WithTLS(config *tls.Config) Option {
 	if config == nil {
 		panic("taskexec: WithTLS: nil config")
@@ -93,7 +95,7 @@ func (c *workerConfig) checkSecurity() {
 func (c *coordinatorConfig) checkSecurity() {
 	c.commonConfig.checkSecurity()
 	if c.tls != nil {
-		own := len(c.tls.Certificates) > 0 || c.tls.GetClientCertificate != nil
+		own := hasCertificate(c.tls) || c.tls.GetClientCertificate != nil
 		if err := checkTLS(c.tls, own, c.tls.RootCAs, "Certificates or GetClientCertificate", "RootCAs", "workers"); err != nil {
 			c.addError("%s", unprefixed(err))
 		}
@@ -120,7 +122,7 @@ func checkTLS(config *tls.Config, own bool, pool *x509.CertPool, certificates, a
 	switch {
 	case !own:
 		return fmt.Errorf("taskexec: WithTLS: the config has no certificate; set %s", certificates)
-	case pool == nil:
+	case pool == nil || pool.Equal(x509.NewCertPool()):
 		return fmt.Errorf("taskexec: WithTLS: the config says nothing of the authorities that %s' certificates come from; set %s", others, authorities)
 	case config.InsecureSkipVerify:
 		return errors.New("taskexec: WithTLS: the config has InsecureSkipVerify, with which anybody can pretend to be a worker; leave it out")
@@ -128,6 +130,12 @@ func checkTLS(config *tls.Config, own bool, pool *x509.CertPool, certificates, a
 		return fmt.Errorf("taskexec: WithTLS: the config allows at most %s; leave MaxVersion out, or allow TLS 1.3", tls.VersionName(config.MaxVersion))
 	}
 	return nil
+}
+
+// hasCertificate says whether there is a certificate in Certificates. One that
+// could not be loaded is zero.
+func hasCertificate(config *tls.Config) bool {
+	return slices.ContainsFunc(config.Certificates, func(c tls.Certificate) bool { return len(c.Certificate) > 0 })
 }
 
 // strict is a clone of config with what both roles insist on.
@@ -142,7 +150,7 @@ func strict(config *tls.Config) *tls.Config {
 
 // serverTLS makes of the config that was given the one that a worker uses.
 func (c *workerConfig) serverTLS(given *tls.Config) (*tls.Config, error) {
-	own := len(given.Certificates) > 0 || given.GetCertificate != nil
+	own := hasCertificate(given) || given.GetCertificate != nil
 	if err := checkTLS(given, own, given.ClientCAs, "Certificates or GetCertificate", "ClientCAs", "coordinators"); err != nil {
 		return given, err
 	}
@@ -194,6 +202,14 @@ func (c *coordinatorConfig) clientTLS(addr, category string) *tls.Config {
 			}
 		}
 		return nil
+	}
+	if check := given.VerifyPeerCertificate; check != nil {
+		config.VerifyPeerCertificate = func(raw [][]byte, chains [][]*x509.Certificate) error {
+			if err := check(raw, chains); err != nil {
+				return &refusedError{err}
+			}
+			return nil
+		}
 	}
 	if c.peers != nil {
 		// crypto/tls verifies a chain only together with a host name, in whose
@@ -252,7 +268,7 @@ func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, cat
 		if c.tls == nil {
 			return conn, c.checkPlaintext(conn)
 		}
-		secured = c.tlsClient(c, conn, addr, category)
+		secured = c.tlsClient(c, withRoom(conn), addr, category)
 	}
 	if err := secured.HandshakeContext(ctx); err != nil {
 		return conn, newHandshakeError(err)
@@ -271,6 +287,24 @@ func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, cat
 	return &promptConn{tlsConn: secured}, nil
 }
 
+// withRoom is conn or, if that has no buffers, what takes in all at once that a
+// peer writes of its handshake. Else a peer whose certificate is refused would
+// still be writing when it should read why, and both would wait for each other.
+func withRoom(conn net.Conn) net.Conn {
+	const chain = 64 << 10 // of some certificates
+	if !unbuffered(conn) {
+		return conn
+	}
+	return &roomyConn{conn, bufio.NewReaderSize(conn, chain)}
+}
+
+type roomyConn struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+func (c *roomyConn) Read(p []byte) (int, error) { return c.in.Read(p) }
+
 // secure makes of a connection that was accepted one that a session may use.
 // The handshake, if there is one, is still to be done.
 func (c *workerConfig) secure(conn net.Conn) (net.Conn, error) {
@@ -280,7 +314,7 @@ func (c *workerConfig) secure(conn net.Conn) (net.Conn, error) {
 	if c.tls == nil {
 		return conn, c.checkPlaintext(conn)
 	}
-	return &promptConn{tlsConn: c.tlsServer(c, conn)}, nil
+	return &promptConn{tlsConn: c.tlsServer(c, withRoom(conn))}, nil
 }
 
 // handshake completes the handshake of a connection that a worker accepted, and

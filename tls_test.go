@@ -3,9 +3,11 @@ package taskexec
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -181,6 +183,14 @@ func TestTLSLetsInWhoBelongs(t *testing.T) {
 		}, "other.test")), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
 		{"the right name in another case", ca.config(ca.issue(nil, "spiffe://test/Coordinator")), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
 
+		{"a name that is the right one once it is tidied", ca.config(ca.issue(func(c *x509.Certificate) {
+			c.URIs = []*url.URL{{Scheme: "spiffe", Opaque: "//test/coordinator#"}}
+		})), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
+		{"the right scheme in another case", ca.config(ca.issue(func(c *x509.Certificate) {
+			c.URIs = []*url.URL{{Scheme: "SPIFFE", Opaque: "//test/coordinator"}}
+		})), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
+		{"a wildcard that would match", ca.config(ca.issue(nil, "spiffe://test/*", "*.test")), goodWorker, "a", "refused the TLS handshake: tls: bad certificate"},
+
 		{"right authority, wrong category", ca.config(goodCoordinator), goodWorker, "b", `"spiffe://test/worker", which WithPeers does not list for category "b"`},
 		{"a coordinator that would be a worker", ca.config(goodCoordinator), goodCoordinator, "a", `"spiffe://test/coordinator", which WithPeers does not list for category "a"`},
 		{"a worker of an unknown authority", ca.config(goodCoordinator), stranger.issue(nil, workerURI), "a", "unknown authority"},
@@ -189,6 +199,9 @@ func TestTLSLetsInWhoBelongs(t *testing.T) {
 		{"a worker's certificate for clients", ca.config(goodCoordinator), ca.issue(func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 		}, workerURI), "a", "key usage"},
+		{"a worker's name that is the right one once it is tidied", ca.config(goodCoordinator), ca.issue(func(c *x509.Certificate) {
+			c.URIs = []*url.URL{{Scheme: "spiffe", Opaque: "//test/worker#"}}
+		}), "a", `"spiffe://test/worker#", which WithPeers does not list for category "a"`},
 		{"a worker without a name", ca.config(goodCoordinator), ca.issue(nil), "a", "no verified certificate with a URI or DNS name"},
 		{"a worker's name in the wrong place", ca.config(goodCoordinator), ca.issue(func(c *x509.Certificate) {
 			c.Subject.CommonName = workerURI
@@ -485,6 +498,121 @@ func TestTLSRefusalReachesAPeerThatWrites(t *testing.T) {
 	}
 }
 
+// A coordinator that refuses a worker says so at once, though on a net.Pipe the
+// worker is still writing the rest of its handshake.
+func TestTLSRefusalOfAWorkerTakesNoTimeOverAPipe(t *testing.T) {
+	for _, peers := range [][]CoordinatorOption{nil, {WithPeers(thePeers...)}} {
+		synctest.Test(t, func(t *testing.T) {
+			forWorker, forCoordinator := bothConfigs(t)
+			forCoordinator.ServerName = "other.test"
+			served := make(chan error, 10)
+			dial := func(context.Context, string, string) (net.Conn, error) {
+				client, server := net.Pipe()
+				go func() { served <- NewWorker(parrot, WithTLS(forWorker)).ServeConn(t.Context(), server) }()
+				return client, nil
+			}
+			c := newTestCoordinator(t, append(peers, WithDialer(dial), WithTLS(forCoordinator), WithWorkers("a", "w:1"))...)
+			start := time.Now()
+			_, err := c.Run(t.Context(), mustParse(t, "a1"))
+			if took := time.Since(start); err == nil || !strings.Contains(err.Error(), "worker.test") || took != 0 {
+				t.Errorf("after %v: %v", took, err)
+			}
+			if err := <-served; err == nil || !strings.Contains(err.Error(), "the other side refused the TLS handshake") {
+				t.Errorf("the worker says %v", err)
+			}
+		})
+	}
+}
+
+// longSigner signs with as much as a long RSA key would, and nobody gets as far as
+// to look at it.
+type longSigner struct{ key *rsa.PublicKey }
+
+func (s longSigner) Public() crypto.PublicKey { return s.key }
+func (s longSigner) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
+	return make([]byte, s.key.Size()), nil
+}
+
+// The same of a worker that refuses a coordinator, which is still writing too if
+// its handshake is a long one.
+func TestTLSRefusalOfACoordinatorTakesNoTimeOverAPipe(t *testing.T) {
+	key := &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 8191), E: 65537}
+	key.N.Add(key.N, big.NewInt(1))
+	synctest.Test(t, func(t *testing.T) {
+		ca := newTestCA(t, "ours")
+		template := &x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{"other.test"}, NotAfter: tlsNow.Add(time.Hour),
+			KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+		der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key, ca.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		forCoordinator := ca.config(tls.Certificate{Certificate: [][]byte{der}, PrivateKey: longSigner{key}})
+		served := make(chan error, 10)
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			client, server := net.Pipe()
+			go func() {
+				served <- NewWorker(parrot, WithTLS(ca.config(ca.issue(nil, workerURI))), WithPeers(thePeers...)).ServeConn(t.Context(), server)
+			}()
+			return client, nil
+		}
+		c := newTestCoordinator(t, WithPeers(thePeers...), WithDialer(dial), WithTLS(forCoordinator), WithWorkers("a", "w:1"))
+		start := time.Now()
+		_, err = c.Run(t.Context(), mustParse(t, "a1"))
+		if took := time.Since(start); err == nil || !strings.Contains(err.Error(), "the other side refused the TLS handshake") || took != 0 {
+			t.Errorf("after %v: %v", took, err)
+		}
+		if err := <-served; err == nil || !strings.Contains(err.Error(), "other.test") {
+			t.Errorf("the worker says %v", err)
+		}
+	})
+}
+
+// A coordinator on another machine may shut a worker down by its certificate.
+func TestShutdownIsTakenFromAVerifiedCertificateElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forWorker, forCoordinator := bothConfigs(t)
+		served := make(chan error, 1)
+		c := newTestCoordinator(t, WithTLS(forCoordinator), WithWorkerShutdown(), WithWorkers("a", "w:1"),
+			WithDialer(func(context.Context, string, string) (net.Conn, error) {
+				client, server := net.Pipe()
+				go func() { served <- NewWorker(parrot, WithTLS(forWorker)).ServeConn(t.Context(), elsewhere{server}) }()
+				return elsewhere{client}, nil
+			}))
+		if _, err := c.Run(t.Context(), mustParse(t, "a1")); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; err != nil {
+			t.Errorf("ServeConn returned %v", err)
+		}
+	})
+}
+
+// Strangers who never get on with the handshake make room for who does.
+func TestTLSStrangersKeepNoCoordinatorOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forWorker, forCoordinator := bothConfigs(t)
+		wt := startWorker(t, parrot, WithTLS(forWorker))
+		start := time.Now()
+		var strangers []*peer
+		for range 3 * strangersMost {
+			strangers = append(strangers, wt.connected())
+		}
+		for _, p := range strangers[:2*strangersMost] {
+			p.expectEnd()
+		}
+		p := newPeer(t, tls.Client(wt.connect(), forCoordinator))
+		p.send(helloA)
+		p.expect("WELCOME …")
+		if took := time.Since(start); took != 0 {
+			t.Errorf("it took %v", took)
+		}
+		if n := wt.worker.Stats().Sessions; n != strangersMost {
+			t.Errorf("%d sessions are open", n)
+		}
+		p.conn.Close()
+	})
+}
+
 // deafConn reads nothing for longer than anybody waits.
 type deafConn struct{ net.Conn }
 
@@ -596,6 +724,8 @@ func TestBadSecurityIsRefusedWithWhatToDo(t *testing.T) {
 		{"a highest version of 1.3", []Option{good(func(c *tls.Config) { c.MaxVersion = tls.VersionTLS13 })}, "", ""},
 		{"an empty config", []Option{WithTLS(new(tls.Config))}, "set Certificates or GetCertificate", "set Certificates or GetClientCertificate"},
 		{"no certificate", []Option{good(func(c *tls.Config) { c.Certificates = nil })}, "set Certificates or GetCertificate", "set Certificates or GetClientCertificate"},
+		{"a certificate that was not loaded", []Option{good(func(c *tls.Config) { c.Certificates = []tls.Certificate{{}} })}, "set Certificates or GetCertificate", "set Certificates or GetClientCertificate"},
+		{"authorities that were not loaded", []Option{good(func(c *tls.Config) { c.RootCAs, c.ClientCAs = x509.NewCertPool(), x509.NewCertPool() })}, "set ClientCAs", "set RootCAs"},
 		{"a server's certificate on demand", []Option{good(func(c *tls.Config) { c.Certificates, c.GetCertificate = nil, getCertificate })}, "", "set Certificates or GetClientCertificate"},
 		{"a client's certificate on demand", []Option{good(func(c *tls.Config) { c.Certificates, c.GetClientCertificate = nil, getClientCertificate })}, "set Certificates or GetCertificate", ""},
 		{"no authorities for coordinators", []Option{good(func(c *tls.Config) { c.ClientCAs = nil })}, "set ClientCAs", ""},
@@ -834,7 +964,8 @@ func TestTLSConfigsOwnChecksCount(t *testing.T) {
 	}
 	enough := errors.New("enough")
 	for _, peers := range [][]Option{nil, {WithPeers(Peer{Name: "w.test", Coordinator: true, Categories: []string{"a"}})}} {
-		for _, refuse := range []bool{false, true} {
+		for _, refuses := range []string{"nobody", "VerifyConnection", "VerifyPeerCertificate"} {
+			refuse := refuses != "nobody"
 			var connections, certificates atomic.Int32
 			worker, coordinator := both(func(config *tls.Config) {
 				config.VerifyConnection = func(state tls.ConnectionState) error {
@@ -852,8 +983,11 @@ func TestTLSConfigsOwnChecksCount(t *testing.T) {
 					return nil
 				}
 			})
-			if refuse {
+			switch refuses {
+			case "VerifyConnection":
 				coordinator.VerifyConnection = func(tls.ConnectionState) error { return enough }
+			case "VerifyPeerCertificate":
+				coordinator.VerifyPeerCertificate = func([][]byte, [][]*x509.Certificate) error { return enough }
 			}
 			options := []WorkerOption{WithTLS(worker)}
 			mine := []CoordinatorOption{WithTLS(coordinator), WithWorkers("a", "w.test:1")}

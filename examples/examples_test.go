@@ -55,7 +55,7 @@ func TestMtlsLetsInOnlyTheCoordinator(t *testing.T) {
 	}
 	fmt.Fprintf(&want, "%sworker/a as a coordinator: the other side refused the TLS handshake: tls: bad certificate\n", name)
 	for _, instruction := range strings.Fields("a1 a2 a3 b1 b3 b2 b4 c1 c2") {
-		fmt.Fprintf(&want, "%s Done for %scoordinator\n", instruction, name)
+		fmt.Fprintf(&want, "%s Done \"for %scoordinator\"\n", instruction, name)
 	}
 	if diff := cmp.Diff(want.String(), start(t, build(t, "mtls"), nil).finish(t, 0)); diff != "" {
 		t.Errorf("stdout (-want +got):\n%s", diff)

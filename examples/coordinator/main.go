@@ -62,10 +62,10 @@ func main() {
 		map[string]taskexec.Order{"category": taskexec.ByCategory, "input": taskexec.ByInput, "concurrent": taskexec.Concurrent})
 	onFailure := choice("on-failure", "what to do when a task is not done: `finish` (its stage, skip later ones), soon (start nothing more) or keep (try every task)",
 		map[string]taskexec.OnFailure{"finish": taskexec.FinishStage, "soon": taskexec.StopSoon, "keep": taskexec.KeepGoing})
-	timeout := flag.Duration("timeout", 0, "how `long` a task may execute; 0 is without end")
-	wait := flag.Duration("wait", 30*time.Second, "how `long` to wait for workers that cannot be reached")
+	timeout := flag.Duration("timeout", 0, "how long a task may execute; 0 is without end")
+	wait := flag.Duration("wait", 30*time.Second, "how long to wait for workers that cannot be reached")
 	input := flag.String("input", "", "the `file` to read instructions from; - is stdin (default the sample "+sample+")")
-	keep := flag.Bool("keep-workers", false, "leave the workers running")
+	keep := flag.Bool("keep-workers", false, "leave the workers running; with -insecure, those on other machines refuse to shut down")
 	asJSON := flag.Bool("json", false, "print one JSON object a result, in the order of the plan; with -order concurrent, in that of the input")
 	secure := security.Register()
 	flag.Parse()

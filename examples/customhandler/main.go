@@ -113,7 +113,7 @@ func run(ctx context.Context, paths []string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("%s  %s\n", c.SHA256, printable(paths[i]))
+		fmt.Printf("%s  %s\n", printable(c.SHA256), printable(paths[i]))
 	}
 	return errors.Join(err, worker.Shutdown(context.Background()), <-served)
 }

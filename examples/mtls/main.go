@@ -94,7 +94,7 @@ func run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		fmt.Println(result.Task.Instruction, result.Outcome, result.Output)
+		fmt.Printf("%s %v %q\n", result.Task.Instruction, result.Outcome, result.Output) // quoted: a worker may say anything
 	}
 	for range categories {
 		if err := <-served; err != nil { // nil, since the coordinator shut it down

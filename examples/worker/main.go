@@ -39,7 +39,7 @@ func main() {
 	host := flag.String("host", "127.0.0.1", "the `address` to listen on")
 	port := flag.Uint("port", 8001, "the TCP `port` to listen on; 0 lets the system pick one")
 	slots := flag.Int("slots", 1, "how many tasks to execute at a time")
-	delay := flag.Duration("delay", 0, "how `long` each task takes")
+	delay := flag.Duration("delay", 0, "how long each task takes")
 	verbose := flag.Bool("v", false, "log each task on stderr")
 	secure := security.Register()
 	flag.Parse()

@@ -59,13 +59,14 @@ func debugs(l *slog.Logger) bool {
 }
 
 // whyAttrs says why something ended, without any instruction: a fault of syntax
-// quotes the line that it is in.
+// quotes the line that it is in, be it the first of a session, and what a peer
+// says may quote anything.
 func whyAttrs(err error) []any {
 	var named *WorkerError
 	var fault *ProtocolError
 	switch {
-	case errors.As(err, &fault) && fault.Code == codeSyntax:
-		return []any{keyCode, fault.Code, keyByPeer, fault.Remote}
+	case errors.As(err, &fault) && (fault.Remote || fault.Code == codeSyntax || fault.Code == codeProtocol):
+		return []any{keyCode, logged(fault.Code), keyByPeer, fault.Remote}
 	case errors.As(err, &fault):
 		return []any{keyCode, logged(fault.Code), keyByPeer, fault.Remote, keyError, logged(fault.Text)}
 	case errors.As(err, &named):

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -431,4 +432,31 @@ func TestWithLoggerOfNoneIsAMisuse(t *testing.T) {
 		}
 	}()
 	WithLogger(nil)
+}
+
+// What a peer says on its way out may quote anything, and so may the first line
+// of a session that is no greeting.
+func TestNoInstructionThatAPeerQuotesIsLoggedAboveDebug(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, lines := range [][]string{
+			{"RUN x 1 0 SECRET"},
+			{helloA, "ERROR busy not for SECRET"},
+		} {
+			log := newLogRecorder(slog.LevelInfo)
+			wt := startWorker(t, parrot, WithLogger(slog.New(log)))
+			here, there := net.Pipe()
+			served := make(chan error, 1)
+			go func() { served <- wt.worker.ServeConn(t.Context(), there) }()
+			go io.Copy(io.Discard, here)
+			io.WriteString(here, strings.Join(lines, "\n")+"\n")
+			if err := <-served; err == nil {
+				t.Errorf("%q: ServeConn returned nil", lines)
+			}
+			here.Close()
+			expectNoSecret(t, log)
+			if len(log.lines(keyCode)) < 2 {
+				t.Errorf("%q: logged %q", lines, log.lines(keyCode))
+			}
+		}
+	})
 }

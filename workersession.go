@@ -783,6 +783,9 @@ func (s *workerSession) execute(j *job, start time.Duration) (end time.Duration)
 	// Deferred, so that a Goexit is reported too.
 	defer func() {
 		waited := s.report(j, m)
+		if s.log.debugs() {
+			s.wire.wakeWriter() // a report does not wait for a logger
+		}
 		if s.log.finished(j, m) || waited {
 			end = s.wire.age() // the wait is none of the next task's time
 		}

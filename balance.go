@@ -117,7 +117,7 @@ func (q *queue) taker() *session {
 	for q.roomy.len() > 0 && first != nil && first.Losses == 0 && q.waits() > q.free {
 		s := q.roomy.pop()
 		s.roomy = false
-		if q.worthWaking(s) {
+		if q.worthWaking(s) && s.held.len() < q.limitWith(s, first) {
 			return s
 		}
 	}

@@ -2,6 +2,7 @@ package taskexec
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -267,6 +268,62 @@ func TestSingleTasksGoRoundTheIdleWorkers(t *testing.T) {
 		for _, w := range report.Categories[0].Workers {
 			if w.Counts.Done < 9 || w.Counts.Done > 11 {
 				t.Errorf("%s has executed %d of 50 tasks, want its fifth", w.Addr, w.Counts.Done)
+			}
+		}
+	})
+}
+
+func TestATaskTooLongForWhatIsInFlightGoesToAnotherWorker(t *testing.T) {
+	// Both have slots free, but what one of them holds leaves no bytes of its
+	// window for more.
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		long := strings.Repeat("x", windowBytes*2/3)
+		for _, addr := range []string{"a:1", "a:2"} {
+			cl.worker(addr, func(ctx context.Context, task Task) (string, error) {
+				switch info, _ := TaskInfoFrom(ctx); {
+				case info.Task == 0:
+					time.Sleep(time.Hour)
+				case info.Attempt < 4:
+					return "", RetryAfter(errors.New("not yet"), time.Second)
+				}
+				return "", nil
+			}, WithSlots(2))
+		}
+		c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithRetry(Retry{Attempts: 4}))
+		wait := cl.run(t.Context(), c, []Task{{Category: "a", Instruction: long}, {Category: "a", Instruction: long}})
+		time.Sleep(3*time.Second + 500*time.Millisecond) // a writer that has a PING to write takes what waits, and that is each 5s
+		if got := c.Snapshot()[0].Categories[0]; got.Counts.Done != 1 {
+			t.Errorf("after 3.5s: %+v, want the task that failed executed by the idle worker", got)
+		}
+		if _, err := wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestATaskTooLongForWhatIsInFlightHoldsUpNoSlotOnceItIsSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 8 { // which worker has the first task is a matter of chance
+			cl := newCluster(t)
+			long := strings.Repeat("x", windowBytes*2/3)
+			handler := func(ctx context.Context, task Task) (string, error) {
+				if info, _ := TaskInfoFrom(ctx); info.Task%2 == 0 {
+					time.Sleep(time.Hour)
+				}
+				time.Sleep(time.Second)
+				return "", nil
+			}
+			cl.worker("a:1", handler, WithSlots(2))
+			cl.worker("a:2", handler)
+			c := cl.coordinator(WithWorkers("a", "a:1", "a:2"))
+			wait := cl.run(t.Context(), c, []Task{{Category: "a", Instruction: long}, {Category: "a", Instruction: long}, {Category: "a", Instruction: long}, {Category: "a"}})
+			time.Sleep(2*time.Second + 500*time.Millisecond)
+			if got := c.Snapshot()[0].Categories[0]; got.Counts.Done != 2 {
+				t.Errorf("after 2.5s: %+v, want each task done that takes 1s", got)
+			}
+			if _, err := wait(); err != nil {
+				t.Error(err)
 			}
 		}
 	})

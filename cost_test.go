@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -239,4 +240,44 @@ func TestRunHoldsAtMost200BytesATask(t *testing.T) {
 	}
 	runtime.KeepAlive(report)
 	runtime.KeepAlive(tasks)
+}
+
+// TestALongTaskHoldsOnToNoOtherInstruction has many tasks come and go that may
+// share an allocation with one whose handler takes long.
+func TestALongTaskHoldsOnToNoOtherInstruction(t *testing.T) {
+	inUse := func() int {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	release := make(chan struct{})
+	wt := startWorker(t, HandlerFunc(func(_ context.Context, task Task) (string, error) {
+		if task.Instruction == "long" {
+			<-release
+		}
+		return "", nil
+	}), WithSlots(2))
+	defer close(release)
+	p := wt.session()
+	const together = 64
+	lines := make([]string, together)
+	for i := range lines {
+		lines[i] = fmt.Sprintf("RUN %d 1 0 short", i)
+	}
+	lines[together-1] = fmt.Sprintf("RUN %d 1 0 long", together-1)
+	go p.send(lines...)
+	for range together - 1 {
+		p.expect("DONE …")
+	}
+	before := inUse()
+	const more = 2 * together
+	instruction := strings.Repeat("x", 1<<18)
+	for i := range more {
+		p.send(fmt.Sprintf("RUN %d 1 0 %s", together+i, instruction))
+		p.expect("DONE …")
+	}
+	if got := inUse() - before; got > more*len(instruction)/8 {
+		t.Errorf("%d bytes are held of %d instructions that were executed", got, more)
+	}
 }

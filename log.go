@@ -158,10 +158,13 @@ func (l *sessionLog) ended(err error, planned bool) {
 	}
 }
 
+// debugs says whether started and finished log anything.
+func (l *sessionLog) debugs() bool { return l != nil && l.debug }
+
 // started and finished are called by the slot that executes j. They report
 // whether they logged, which takes time.
 func (l *sessionLog) started(j *job) bool {
-	if l == nil || !l.debug {
+	if !l.debugs() {
 		return false
 	}
 	l.logger.Debug("task started", keyTask, j.number, keyAttempt, j.attempt, keyInstruction, logged(j.instruction))
@@ -169,7 +172,7 @@ func (l *sessionLog) started(j *job) bool {
 }
 
 func (l *sessionLog) finished(j *job, m message) bool {
-	if l == nil || !l.debug {
+	if !l.debugs() {
 		return false
 	}
 	switch {

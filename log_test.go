@@ -362,6 +362,28 @@ func TestALoggerThatBlocksHoldsUpNoSession(t *testing.T) {
 	})
 }
 
+func TestAReportDoesNotWaitForALoggerThatBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelDebug)
+		block := make(chan struct{})
+		wt := startWorker(t, HandlerFunc(func(context.Context, Task) (string, error) {
+			log.mu.Lock()
+			defer log.mu.Unlock()
+			log.block = block
+			return "", nil
+		}), WithLogger(slog.New(log)))
+		p := wt.session()
+		synctest.Wait() // the writer has nothing more to look at
+		p.send("RUN 1 1 0 x")
+		synctest.Wait()
+		if n := len(log.lines()); !strings.HasSuffix(log.lines()[n-1], "task done") {
+			t.Errorf("logged %q, want the end of the task last", log.lines())
+		}
+		p.expectReports("DONE 1 ")
+		close(block)
+	})
+}
+
 func TestNothingIsAllocatedForTasksThatAreNotLogged(t *testing.T) {
 	silent := NewWorker(parrot)
 	quiet := NewWorker(parrot, WithLogger(slog.New(newLogRecorder(slog.LevelInfo))))

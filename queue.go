@@ -54,6 +54,7 @@ type queue struct {
 	waited   time.Duration        // the time without a worker before that and since anything was executed or lost
 	over     bool                 // no session may join any more
 	strikes  map[*Result][]string // the workers that were lost with a suspect alone in their windows
+	cramped  bool                 // a session of live may be
 	troubles Troubles
 }
 
@@ -352,11 +353,16 @@ func (q *queue) worthWaking(s *session) bool {
 // limitWith is limit with r among what s holds; r may be nil. A task that was
 // lost waits until it shares a session with no more than the slots execute; and
 // before the loss that would be the last, until it is alone, so that it is given
-// up for what it does, and not for what another does beside it. q.mu is held.
+// up for what it does, and not for what another does beside it. One that s has
+// found too long for what it holds waits until that is less. q.mu is held.
 func (q *queue) limitWith(s *session, r *Result) int {
 	limit := q.limit(s)
 	switch {
-	case r == nil || r.Losses == 0:
+	case r == nil:
+		return limit
+	case s.cramped && s.tooLong == r.Index:
+		return min(limit, s.held.len())
+	case r.Losses == 0:
 		return limit
 	case len(q.strikes[r]) == maxStrikes-1:
 		return 1
@@ -407,6 +413,8 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		cost := taskCost(size)
 		if s.held.len() > 0 && s.cost+cost > windowBytes {
 			dst = dst[:start]
+			s.cramped, s.tooLong = true, r.Index
+			q.cramped = true
 			break
 		}
 		q.drop()
@@ -432,6 +440,12 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		q.weigh(s)
 	}
 	q.offer(s)
+	if q.cramped {
+		// Another may have room for what s leaves, or for what follows a task
+		// that it had left and s has taken.
+		q.cramped = slices.ContainsFunc(q.live, func(l *session) bool { return l.cramped })
+		q.wakeTakers(q.waits())
+	}
 	q.tellLow()
 	return dst
 }
@@ -447,6 +461,7 @@ func (q *queue) release(s *session, task int) (flight, bool) {
 	f, ok := s.held.take(task)
 	if ok {
 		s.cost -= int(f.cost)
+		s.cramped = false
 		q.inFlight--
 		if f.suspect {
 			s.suspects--

@@ -38,6 +38,8 @@ type session struct {
 	slots    int // of the worker, less those that are stuck
 	held     table[flight]
 	cost     int  // of held
+	cramped  bool // that leaves too few bytes of the window for task tooLong
+	tooLong  int
 	live     bool // it takes tasks
 	pace     pace // of the worker
 	standing      // among the sessions of the queue

@@ -361,13 +361,11 @@ func (w *Worker) running() string {
 	}
 	var names []string
 	for _, j := range w.stuck {
-		names = append(names, fmt.Sprintf("task %d (%s), which is stuck", j.number, quoteUnlessPlain(j.instruction)))
+		names = append(names, j.name()+", which is stuck")
 	}
 	w.mu.Unlock()
 	for _, s := range sessions {
-		for _, j := range s.started() {
-			names = append(names, fmt.Sprintf("task %d (%s)", j.number, quoteUnlessPlain(j.instruction)))
-		}
+		names = append(names, s.running()...)
 	}
 	const most = 10
 	switch n := len(names); {
@@ -430,14 +428,16 @@ func (w *Worker) dispatch() {
 	}
 }
 
-// nextJob is called by a slot that has finished a job of s. It returns the job
-// to go on with, if the turn is s's again. Otherwise the slot goes to the
-// session whose turn it is, or becomes free.
+// nextJob is called by a slot that has finished j. It returns the job to go on
+// with, if the turn is that of j's session again. Otherwise the slot goes to
+// the session whose turn it is, or becomes free.
 //
 // The goroutines of slots belong to sessions, each of which waits for its own.
-func (w *Worker) nextJob(s *workerSession) *job {
+func (w *Worker) nextJob(finished *job) *job {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	s := finished.session
+	finished.instruction = "" // see newJob
 	j := w.nextTurn()
 	switch {
 	case j == nil:

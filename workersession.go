@@ -18,22 +18,27 @@ import (
 // context with their name in it. It is small because there may be millions a
 // second, and a handler may keep its context.
 type job struct {
-	session     *workerSession
-	number      int
-	attempt     int
-	timeout     time.Duration
-	instruction string
-	cost        int32
+	session *workerSession
+	number  int
+	attempt int
+	timeout time.Duration
+	cost    int32
 
 	// guarded by Worker.mu
-	started  bool
-	returned bool // given back; it stays in the list of waiting jobs until its turn
+	instruction string // "" when it is needed no more; the job's slot, while it has one, may read it
+	started     bool
+	returned    bool // given back; it stays in the list of waiting jobs until its turn
 
 	stuck bool // reported as such; guarded by workerSession.mu
 }
 
 // key is TaskInfo.Key.
 func (j *job) key() string { return j.info().Key() }
+
+// name is what a person calls it. Worker.mu is held.
+func (j *job) name() string {
+	return fmt.Sprintf("task %d (%s)", j.number, quoteUnlessPlain(j.instruction))
+}
 
 func (j *job) info() TaskInfo {
 	return TaskInfo{Run: j.session.hello.Run, Task: j.number, Attempt: j.attempt, Coordinator: j.session.coordinator}
@@ -441,7 +446,8 @@ func (s *workerSession) handle(m message) error {
 }
 
 // newJob returns an unused job. Jobs that come together are allocated together,
-// but not so many that one whose handler takes long holds on to much.
+// but not so many that one whose handler takes long holds on to much; the
+// instructions of the others, which may be long, go as soon as they are not needed.
 func (s *workerSession) newJob() *job {
 	const most = 64
 	if len(s.fresh) == 0 {
@@ -528,6 +534,7 @@ func (s *workerSession) admit(batch []*job) (back bool, err error) {
 	}
 	for _, j := range batch {
 		if s.state == sessionReturns {
+			j.instruction = ""
 			s.appendReport(message{verb: verbReturn, task: j.number})
 			continue
 		}
@@ -606,6 +613,7 @@ func (s *workerSession) withdraw() []*job {
 	unstarted := s.waiting.takeAll()
 	for _, j := range unstarted {
 		j.returned = true
+		j.instruction = ""
 	}
 	if s.inTurn {
 		s.inTurn = false
@@ -687,8 +695,8 @@ func (s *workerSession) finish() bool {
 	return finished
 }
 
-// started lists the jobs that execute now.
-func (s *workerSession) started() []*job {
+// running names the tasks that execute now.
+func (s *workerSession) running() []string {
 	s.mu.Lock()
 	var list []*job
 	for _, j := range s.inFlight.all {
@@ -698,7 +706,13 @@ func (s *workerSession) started() []*job {
 	slices.SortFunc(list, func(a, b *job) int { return a.number - b.number })
 	s.worker.mu.Lock()
 	defer s.worker.mu.Unlock()
-	return slices.DeleteFunc(list, func(j *job) bool { return !j.started })
+	var names []string
+	for _, j := range list {
+		if j.started {
+			names = append(names, j.name())
+		}
+	}
+	return names
 }
 
 // fill hands the writer what waits. The writer's buffer comes back as the
@@ -733,11 +747,11 @@ func (s *workerSession) runSlot(j *job) {
 		}
 		// The handler called runtime.Goexit: this goroutine is ending, and
 		// the slot needs another.
-		if j := s.nextJob(); j != nil {
+		if j := s.nextJob(j); j != nil {
 			s.slots.Go(func() { s.runSlot(j) })
 		}
 	}()
-	for start := s.wire.age(); j != nil; j = s.nextJob() {
+	for start := s.wire.age(); j != nil; j = s.nextJob(j) {
 		start = s.execute(j, start)
 	}
 	over = true
@@ -746,8 +760,8 @@ func (s *workerSession) runSlot(j *job) {
 // nextJob lets the slot go on when its report is added. The report does not
 // wait for what the slot does next: it is on its way, or somebody is awake who
 // sends it.
-func (s *workerSession) nextJob() *job {
-	j := s.worker.nextJob(s)
+func (s *workerSession) nextJob(finished *job) *job {
+	j := s.worker.nextJob(finished)
 	if j == nil {
 		s.wire.flush() // this goroutine has nothing else to do
 	} else {
@@ -772,6 +786,9 @@ func (s *workerSession) execute(j *job, start time.Duration) (end time.Duration)
 	// Deferred, so that a Goexit is reported too.
 	defer func() {
 		waited := s.report(j, m)
+		if s.log.debugs() {
+			s.wire.wakeWriter() // a report does not wait for a logger
+		}
 		if s.log.finished(j, m) || waited {
 			end = s.wire.age() // the wait is none of the next task's time
 		}

@@ -34,6 +34,7 @@ var roles = map[string]role{
 	"net/rpc":       serveRPC,
 	"taskexec":      serveTaskexec(false),
 	"taskexec echo": serveTaskexec(true),
+	"relay":         serveRelay,
 	"stream":        streamInProcess,
 }
 

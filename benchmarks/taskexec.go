@@ -36,14 +36,14 @@ var categories = [workers]string{"a", "b", "c"}
 
 // newCoordinator gives each category the worker at its place in addrs.
 func newCoordinator(addrs []string, order taskexec.Order, options ...taskexec.CoordinatorOption) (*taskexec.Coordinator, error) {
-	options = append(options, taskexec.WithOrder(order))
+	all := []taskexec.CoordinatorOption{taskexec.WithOrder(order)}
 	if *window > 0 {
-		options = append(options, taskexec.WithWindow(*window))
+		all = append(all, taskexec.WithWindow(*window))
 	}
 	for i, addr := range addrs {
-		options = append(options, taskexec.WithWorkers(categories[i], addr))
+		all = append(all, taskexec.WithWorkers(categories[i], addr))
 	}
-	return taskexec.NewCoordinator(options...)
+	return taskexec.NewCoordinator(append(all, options...)...)
 }
 
 // randomBytes is a text with everything in it that has to be escaped.
@@ -54,10 +54,13 @@ func randomBytes(n int) string {
 }
 
 // tasks yields n tasks of alternating categories.
-func tasks(n int, payload string) iter.Seq[taskexec.Task] {
+func tasks(n int, payload string) iter.Seq[taskexec.Task] { return tasksOf(categories[:], n, payload) }
+
+// tasksOf yields n tasks of these categories in turn.
+func tasksOf(categories []string, n int, payload string) iter.Seq[taskexec.Task] {
 	return func(yield func(taskexec.Task) bool) {
 		for i := range n {
-			if !yield(taskexec.Task{Category: categories[i%workers], Instruction: payload}) {
+			if !yield(taskexec.Task{Category: categories[i%len(categories)], Instruction: payload}) {
 				return
 			}
 		}

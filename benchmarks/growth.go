@@ -21,6 +21,7 @@ func growth(ps processes, o options) []scenario {
 		byPayload(ps, o),
 		byRoundTrip(ps, o),
 		byWorkers(o),
+		byDuration(o),
 	}
 }
 
@@ -119,6 +120,62 @@ func byWorkers(o options) scenario {
 		s.contestants = append(s.contestants, crowded(n, o.tasks))
 	}
 	return s
+}
+
+// sleepersEach is how many workers each of three processes has in byDuration:
+// 999 together, and as many connections.
+const sleepersEach = 333
+
+// byDuration has 999 workers that take their time, so that little travels
+// together. Rows have so many tasks that connecting is a small part of them.
+func byDuration(o options) scenario {
+	s := grows(o, "by duration", fmt.Sprintf("Tasks that take their time, %d workers of three categories", workers*sleepersEach))
+	s.rounds = 1
+	row := func(name string, n int, d time.Duration) {
+		s.contestants = append(s.contestants, contestant{name, func() (measurement, error) {
+			ps := make(processes) // which nobody else needs
+			defer ps.end()
+			addrs, err := ps.of("sleepers", d.String())
+			if err != nil {
+				return measurement{}, err
+			}
+			c, err := newCoordinator(addrs, taskexec.Concurrent)
+			if err != nil {
+				return measurement{}, err
+			}
+			list := slices.Collect(tasks(n, instruction))
+			return ps.timed(n, func() error {
+				_, err := c.Run(context.Background(), list)
+				return err
+			})
+		}})
+	}
+	row("no time, one task each: connecting", workers*sleepersEach, 0)
+	row("1ms", max(workers, o.tasks/5), time.Millisecond)
+	row("10ms", max(workers, o.tasks/10), 10*time.Millisecond)
+	row("100ms", max(workers, o.tasks/50), 100*time.Millisecond)
+	return s
+}
+
+// serveSleepers is the role of many workers whose handlers sleep for args[0]. It
+// has an address for each, separated by commas.
+func serveSleepers(args []string) (string, error) {
+	d, err := time.ParseDuration(args[0])
+	if err != nil {
+		return "", err
+	}
+	var addrs []string
+	for range sleepersEach {
+		addr, err := serveHandler(func(taskexec.Task) string {
+			time.Sleep(d)
+			return ""
+		})
+		if err != nil {
+			return "", err
+		}
+		addrs = append(addrs, addr)
+	}
+	return strings.Join(addrs, ","), nil
 }
 
 // serveRelay is the role of a way to args[1] that takes args[0] in each

@@ -35,6 +35,7 @@ var roles = map[string]role{
 	"taskexec":      serveTaskexec(false),
 	"taskexec echo": serveTaskexec(true),
 	"relay":         serveRelay,
+	"sleepers":      serveSleepers,
 	"stream":        streamInProcess,
 }
 

@@ -13,26 +13,25 @@ import (
 // crowd is many workers of one category beside few, all in this process, over
 // pipes: what a task costs should not grow with the number of workers.
 func crowd(o options) scenario {
-	few, many := 10, 1000
-	row := func(n int) string { return fmt.Sprintf("%d workers", n) }
-	s := scenario{
+	few, many := crowded(10, o.tasks), crowded(1000, o.tasks)
+	return scenario{
 		name:     "crowd",
 		title:    "Workers of one category, in-process",
 		unit:     nanoseconds,
 		rounds:   min(o.rounds, 3),
-		baseline: row(few),
-		figures:  []figure{{fmt.Sprintf("time a task of %d workers, to that of %d", many, few), row(many), row(few), "≤ 1.5"}},
+		baseline: few.name,
+		figures:  []figure{{"time a task of " + many.name + ", to that of " + few.name, many.name, few.name, "≤ 1.5"}},
+
+		contestants: []contestant{few, many},
 	}
-	for _, n := range []int{few, many} {
-		s.contestants = append(s.contestants, contestant{row(n), func() (measurement, error) {
-			list := slices.Collect(tasks(o.tasks, instruction))
-			for i := range list {
-				list[i].Category = "a"
-			}
-			return processes(nil).timed(o.tasks, func() error { return runInProcess(n, list) })
-		}})
-	}
-	return s
+}
+
+// crowded has n tasks executed by so many workers of one category.
+func crowded(workers, n int) contestant {
+	return contestant{fmt.Sprintf("%d workers", workers), func() (measurement, error) {
+		list := slices.Collect(tasksOf(categories[:1], n, instruction))
+		return processes(nil).timed(n, func() error { return runInProcess(workers, list) })
+	}}
 }
 
 // runInProcess has tasks executed by n workers, each at the other end of a
@@ -53,7 +52,7 @@ func runInProcess(n int, list []taskexec.Task) error {
 		serving.Go(func() { workers[addr].ServeConn(ctx, far) })
 		return near, nil
 	}
-	c, err := newCoordinator(nil, taskexec.Concurrent, taskexec.WithWorkers("a", addrs...), taskexec.WithDialer(dial))
+	c, err := newCoordinator(nil, taskexec.Concurrent, taskexec.WithWorkers(categories[0], addrs...), taskexec.WithDialer(dial))
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ type scenario struct {
 	unit        unit
 	rounds      int
 	baseline    string // the contestant that ratios are of
+	apart       bool   // CPU is told of this process, the coordinator's, and of the others apart
 	contestants []contestant
 	figures     []figure
 }
@@ -34,6 +35,7 @@ type contestant struct {
 type measurement struct {
 	value float64
 	cpu   float64 // seconds a task that all processes together have computed; 0 if it is not known or not asked for
+	own   float64 // of them, this process's
 }
 
 // A figure is what the project aims at: the ratio of two contestants, or what
@@ -79,7 +81,11 @@ func (ps processes) timed(n int, f func() error) (measurement, error) {
 	own = cpuTime() - own
 	_, after, err := ps.usage()
 	perTask := 1 / float64(n)
-	return measurement{elapsed.Seconds() * perTask, (own + after.CPU - before.CPU).Seconds() * perTask}, err
+	return measurement{
+		value: elapsed.Seconds() * perTask,
+		cpu:   (own + after.CPU - before.CPU).Seconds() * perTask,
+		own:   own.Seconds() * perTask,
+	}, err
 }
 
 // A row is what has been measured of a contestant, round by round.
@@ -88,9 +94,12 @@ type row struct {
 	Values []float64 `json:"values"`
 	Ratios []float64 `json:"ratios,omitempty"` // to the baseline of the same round
 	summary
-	Ratio *summary `json:"ratio,omitempty"`
-	CPU   *summary `json:"cpu,omitempty"` // seconds a task, of all processes together
-	cpu   []float64
+	Ratio       *summary  `json:"ratio,omitempty"`
+	CPU         *summary  `json:"cpu,omitempty"`             // seconds a task, of all processes together
+	Coordinator *summary  `json:"cpu_coordinator,omitempty"` // of them
+	Workers     *summary  `json:"cpu_workers,omitempty"`     // the rest
+	cpu         []float64 // round by round
+	own         []float64
 }
 
 // A summary is of the rounds.
@@ -118,6 +127,7 @@ type measuredScenario struct {
 	Rows     []*row           `json:"rows"`
 	Figures  []measuredFigure `json:"figures,omitempty"`
 	unit     unit
+	apart    bool
 }
 
 type measuredFigure struct {
@@ -136,7 +146,7 @@ func (s scenario) measure(only *regexp.Regexp) (*measuredScenario, error) {
 	chosen := slices.DeleteFunc(slices.Clone(s.contestants), func(c contestant) bool {
 		return !only.MatchString(s.name + "/" + c.name)
 	})
-	m := &measuredScenario{Name: s.name, Title: s.title, Unit: s.unit.base, Baseline: s.baseline, unit: s.unit}
+	m := &measuredScenario{Name: s.name, Title: s.title, Unit: s.unit.base, Baseline: s.baseline, unit: s.unit, apart: s.apart}
 	if len(chosen) == 0 {
 		return m, nil
 	}
@@ -164,6 +174,7 @@ func (s scenario) measure(only *regexp.Regexp) (*measuredScenario, error) {
 				r := rows[c.name]
 				r.Values = append(r.Values, measured.value)
 				r.cpu = append(r.cpu, measured.cpu)
+				r.own = append(r.own, measured.own)
 			}
 		}
 	}
@@ -171,6 +182,13 @@ func (s scenario) measure(only *regexp.Regexp) (*measuredScenario, error) {
 		r.summary = summarize(r.Values)
 		if cpu := summarize(r.cpu); cpu.Min > 0 {
 			r.CPU = &cpu
+			if s.apart {
+				others := make([]float64, len(r.cpu))
+				for i := range others {
+					others[i] = r.cpu[i] - r.own[i]
+				}
+				r.Coordinator, r.Workers = new(summarize(r.own)), new(summarize(others))
+			}
 		}
 		if base := rows[s.baseline]; base != nil && base != r {
 			r.Ratios = ratios(r, base)

@@ -2,7 +2,9 @@
 // worker processes: in one run, on one machine, in interleaved rounds.
 //
 //	go run -C benchmarks .
+//	go run -C benchmarks . -growth
 //
+// The second measures how the cost of a task grows with what there is to do.
 // It prints a table for each scenario, and one of what the project aims at. It
 // judges nothing: its exit status is 0 if everything could be measured.
 package main
@@ -23,6 +25,7 @@ type options struct {
 	tasks       int
 	streamTasks int
 	only        *regexp.Regexp
+	growth      bool
 	json        bool
 	timeout     time.Duration
 }
@@ -45,6 +48,7 @@ func main() {
 	flag.IntVar(&o.tasks, "tasks", 1_000_000, "of how many `tasks` the memory of Run is measured; what is timed has a part of them")
 	flag.IntVar(&o.streamTasks, "stream-tasks", 1_000_000, "during how many `tasks` the memory of Stream is measured")
 	only := flag.String("only", "", "measure only the rows whose \"scenario/row\" matches this `regexp`; a ratio needs both its rows")
+	flag.BoolVar(&o.growth, "growth", false, "measure instead how the cost of a task grows")
 	flag.BoolVar(&o.json, "json", false, "print JSON instead of tables, with the values of each round")
 	flag.DurationVar(&o.timeout, "timeout", 10*time.Minute, "panic after this `time`, with what every goroutine does")
 	flag.Parse()
@@ -69,7 +73,11 @@ func run(o options) error {
 	ps := make(processes)
 	defer ps.end()
 	result := outcome{Machine: thisMachine()}
-	for _, s := range scenarios(ps, o) {
+	list := scenarios(ps, o)
+	if o.growth {
+		list = growth(ps, o)
+	}
+	for _, s := range list {
 		m, err := s.measure(o.only)
 		if err != nil {
 			return err

@@ -87,7 +87,10 @@ func (s *measuredScenario) writeTable(w io.Writer) {
 	if s.Baseline != "" {
 		heads = append(heads, "÷ "+s.Baseline)
 	}
-	if computed {
+	switch {
+	case computed && s.apart:
+		heads = append(heads, "CPU ns a task, coordinator", "workers")
+	case computed:
 		heads = append(heads, "CPU ns a task")
 	}
 	writeLine(w, heads)
@@ -101,7 +104,10 @@ func (s *measuredScenario) writeTable(w io.Writer) {
 			}
 			cells = append(cells, ratio)
 		}
-		if r.CPU != nil {
+		switch {
+		case r.Coordinator != nil:
+			cells = append(cells, nanoseconds.format(r.Coordinator.Median), nanoseconds.format(r.Workers.Median))
+		case r.CPU != nil:
 			cells = append(cells, nanoseconds.format(r.CPU.Median))
 		}
 		writeLine(w, cells)

@@ -34,6 +34,8 @@ var roles = map[string]role{
 	"net/rpc":       serveRPC,
 	"taskexec":      serveTaskexec(false),
 	"taskexec echo": serveTaskexec(true),
+	"relay":         serveRelay,
+	"sleepers":      serveSleepers,
 	"stream":        streamInProcess,
 }
 

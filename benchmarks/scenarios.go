@@ -78,9 +78,9 @@ func (y yardstick) through(execute way, n int, payload string, g gauge) contesta
 }
 
 // throughRun has n tasks executed by Run.
-func throughRun(ps processes, name, role string, order taskexec.Order, n int, payload string, g gauge) contestant {
+func throughRun(ps processes, name, role string, order taskexec.Order, n int, payload string, g gauge, options ...taskexec.CoordinatorOption) contestant {
 	return contestant{name, func() (measurement, error) {
-		c, err := coordinatorOf(ps, role, order)
+		c, err := coordinatorOf(ps, role, order, options...)
 		if err != nil {
 			return measurement{}, err
 		}
@@ -94,9 +94,9 @@ func throughRun(ps processes, name, role string, order taskexec.Order, n int, pa
 }
 
 // throughStream has n tasks executed by Stream, Concurrent.
-func throughStream(ps processes, name string, n int, payload string, g gauge) contestant {
+func throughStream(ps processes, name, role string, n int, payload string, g gauge) contestant {
 	return contestant{name, func() (measurement, error) {
-		c, err := coordinatorOf(ps, "taskexec", taskexec.Concurrent)
+		c, err := coordinatorOf(ps, role, taskexec.Concurrent)
 		if err != nil {
 			return measurement{}, err
 		}
@@ -104,12 +104,12 @@ func throughStream(ps processes, name string, n int, payload string, g gauge) co
 	}}
 }
 
-func coordinatorOf(ps processes, role string, order taskexec.Order) (*taskexec.Coordinator, error) {
+func coordinatorOf(ps processes, role string, order taskexec.Order, options ...taskexec.CoordinatorOption) (*taskexec.Coordinator, error) {
 	addrs, err := ps.of(role)
 	if err != nil {
 		return nil, err
 	}
-	return newCoordinator(addrs, order)
+	return newCoordinator(addrs, order, options...)
 }
 
 func throughput(ps processes, o options, yardsticks []yardstick) scenario {
@@ -139,7 +139,7 @@ func throughput(ps processes, o options, yardsticks []yardstick) scenario {
 	s.contestants = append(s.contestants,
 		throughRun(ps, "Run, Concurrent", "taskexec", taskexec.Concurrent, n, instruction, rate),
 		throughRun(ps, "Run, ByCategory", "taskexec", taskexec.ByCategory, n, instruction, rate),
-		throughStream(ps, "Stream, Concurrent", n, instruction, rate))
+		throughStream(ps, "Stream, Concurrent", "taskexec", n, instruction, rate))
 	return s
 }
 
@@ -181,11 +181,13 @@ func bulk(ps processes, o options) scenario {
 			raw.through(flood, n, text, volume),
 			lines.through(flood, n, text, volume),
 			throughRun(ps, "Run, Concurrent", "taskexec echo", taskexec.Concurrent, n, text, volume),
+			throughStream(ps, "Stream, Concurrent", "taskexec echo", n, text, volume), // which keeps no output
 			throughRun(ps, "Run, Concurrent, random bytes", "taskexec echo", taskexec.Concurrent, n, randomBytes(bulkBytes), volume),
 		},
 		figures: []figure{
-			{"64 KiB outputs and instructions, text, to raw", "Run, Concurrent", "raw", "≥ 0.6"},
-			{"the same of random bytes, some of which are escaped", "Run, Concurrent, random bytes", "raw", "≥ 0.6"},
+			{"64 KiB outputs and instructions, text, through Run, to raw", "Run, Concurrent", "raw", "≥ 0.6"},
+			{"the same through Stream", "Stream, Concurrent", "raw", "≥ 0.6"},
+			{"the same through Run, of random bytes, some of which are escaped", "Run, Concurrent, random bytes", "raw", "≥ 0.6"},
 		},
 	}
 }
@@ -221,8 +223,8 @@ func allocated(ps processes, o options) scenario {
 		contestants: []contestant{
 			run("coordinator, Run", false),
 			run("worker, Run", true),
-			throughStream(ps, "coordinator, Stream", n, instruction, count(false)),
-			throughStream(ps, "worker, Stream", n, instruction, count(true)),
+			throughStream(ps, "coordinator, Stream", "taskexec", n, instruction, count(false)),
+			throughStream(ps, "worker, Stream", "taskexec", n, instruction, count(true)),
 		},
 		figures: []figure{
 			{"in the coordinator", "coordinator, Run", "", "≤ 2"},

@@ -6,6 +6,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"net"
+	"strings"
 
 	"example.com/taskexec"
 )
@@ -16,34 +17,40 @@ import (
 
 func serveTaskexec(echo bool) role {
 	return func([]string) (string, error) {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return "", err
-		}
-		handler := taskexec.HandlerFunc(func(_ context.Context, task taskexec.Task) (string, error) {
+		return serveHandler(func(task taskexec.Task) string {
 			if echo {
-				return task.Instruction, nil
+				return task.Instruction
 			}
-			return "", nil
+			return ""
 		})
-		go taskexec.NewWorker(handler).Serve(context.Background(), ln)
-		return ln.Addr().String(), nil
 	}
+}
+
+// serveHandler has a worker serve until the process ends.
+func serveHandler(output func(taskexec.Task) string) (addr string, err error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	handler := taskexec.HandlerFunc(func(_ context.Context, task taskexec.Task) (string, error) { return output(task), nil })
+	go taskexec.NewWorker(handler).Serve(context.Background(), ln)
+	return ln.Addr().String(), nil
 }
 
 // categories has one for each worker process.
 var categories = [workers]string{"a", "b", "c"}
 
-// newCoordinator gives each category the worker at its place in addrs.
+// newCoordinator gives each category the worker at its place in addrs, or the
+// workers, separated by commas.
 func newCoordinator(addrs []string, order taskexec.Order, options ...taskexec.CoordinatorOption) (*taskexec.Coordinator, error) {
-	options = append(options, taskexec.WithOrder(order))
+	all := []taskexec.CoordinatorOption{taskexec.WithOrder(order)}
 	if *window > 0 {
-		options = append(options, taskexec.WithWindow(*window))
+		all = append(all, taskexec.WithWindow(*window))
 	}
 	for i, addr := range addrs {
-		options = append(options, taskexec.WithWorkers(categories[i], addr))
+		all = append(all, taskexec.WithWorkers(categories[i], strings.Split(addr, ",")...))
 	}
-	return taskexec.NewCoordinator(options...)
+	return taskexec.NewCoordinator(append(all, options...)...)
 }
 
 // randomBytes is a text with everything in it that has to be escaped.
@@ -54,10 +61,13 @@ func randomBytes(n int) string {
 }
 
 // tasks yields n tasks of alternating categories.
-func tasks(n int, payload string) iter.Seq[taskexec.Task] {
+func tasks(n int, payload string) iter.Seq[taskexec.Task] { return tasksOf(categories[:], n, payload) }
+
+// tasksOf yields n tasks of these categories in turn.
+func tasksOf(categories []string, n int, payload string) iter.Seq[taskexec.Task] {
 	return func(yield func(taskexec.Task) bool) {
 		for i := range n {
-			if !yield(taskexec.Task{Category: categories[i%workers], Instruction: payload}) {
+			if !yield(taskexec.Task{Category: categories[i%len(categories)], Instruction: payload}) {
 				return
 			}
 		}

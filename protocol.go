@@ -226,20 +226,20 @@ func appendEscaped(dst []byte, text string) []byte {
 	if !needsEscape(text) {
 		return append(dst, text...)
 	}
+	start := 0 // of what is copied as it is
 	for i := range len(text) {
-		switch c := text[i]; c {
-		case '\\':
-			dst = append(dst, `\\`...)
-		case '\n':
-			dst = append(dst, `\n`...)
-		case '\r':
-			dst = append(dst, `\r`...)
-		default:
-			dst = append(dst, c)
+		c := escapes[text[i]]
+		if c == 0 {
+			continue
 		}
+		dst = append(append(dst, text[start:i]...), '\\', c)
+		start = i + 1
 	}
-	return dst
+	return append(dst, text[start:]...)
 }
+
+// escapes is what stands behind the backslash for a byte that needs one.
+var escapes = [256]byte{'\\': '\\', '\n': 'n', '\r': 'r'}
 
 // needsEscape goes through the text once for each byte that needs an escape, with
 // what the processor has for that, which is faster than once with three

@@ -201,7 +201,7 @@ func (q *queue) stopTimers() {
 // be in the processor's cache when they are sent.
 const (
 	lendAtOnce = 4096
-	lendAhead  = 4 * lendAtOnce
+	lendAhead  = 16 * lendAtOnce
 )
 
 // begin starts a group, of which n tasks are known. What is lent from here on

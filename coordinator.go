@@ -11,6 +11,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -174,6 +175,8 @@ type run struct {
 	log      *slog.Logger // nil: silent
 	farewell []error      // goodbyes that were refused or did not come
 
+	stopped atomic.Bool // halted says so too; a Stream asks for each task
+
 	mu      sync.Mutex        // guards following
 	queues  map[string]*queue // changed by execute's goroutine only, which may read it without mu
 	over    bool              // nothing can be stopped any more
@@ -296,9 +299,7 @@ func (r *run) goesOn(failed *Result) bool {
 		r.rest = fmt.Errorf("an earlier stage failed: %w", failed.Err)
 		return false
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.halted == notHalted
+	return !r.stopped.Load()
 }
 
 // addQueue makes the queue of a category, of which planned tasks are known. It
@@ -464,6 +465,7 @@ func (r *run) halt(how halt, why error) {
 		return
 	}
 	r.halted = how
+	r.stopped.Store(true)
 	r.why = append(r.why, why)
 	r.stop = why
 	if r.cancel != nil {
@@ -491,6 +493,7 @@ func (r *run) stopSoon(failure error) {
 		return
 	}
 	r.halted = haltSoft
+	r.stopped.Store(true)
 	r.stop = why
 	r.cancel()
 	r.mu.Unlock()

@@ -53,6 +53,7 @@ type queue struct {
 	left     time.Time            // when the last worker left, while patience runs
 	waited   time.Duration        // the time without a worker before that and since anything was executed or lost
 	over     bool                 // no session may join any more
+	news     []*Result            // settled, and not told to the delivery yet
 	strikes  map[*Result][]string // the workers that were lost with a suspect alone in their windows
 	cramped  bool                 // a session of live may be
 	troubles Troubles
@@ -137,6 +138,7 @@ func (q *queue) join(s *session) {
 // nobody takes the tasks that wait, or that a task failed. Every section that
 // could find out either ends with it.
 func (q *queue) unlock() {
+	q.tell()
 	orphaned, failure := q.orphaned(), q.failure
 	if wait := q.run.config.workerWait; orphaned && wait > 0 {
 		orphaned = false
@@ -151,6 +153,16 @@ func (q *queue) unlock() {
 	}
 	if failure != nil && q.run.config.onFailure == StopSoon {
 		q.run.stopSoon(failure)
+	}
+}
+
+// tell tells the delivery what was settled, together. Each section that settles
+// anything ends with it, if not with unlock. q.mu is held.
+func (q *queue) tell() {
+	if len(q.news) > 0 {
+		q.run.delivery.settled(q.news...)
+		clear(q.news)
+		q.news = q.news[:0]
 	}
 }
 
@@ -543,7 +555,9 @@ func (q *queue) settle(r *Result, o Outcome, why error, roundTrip time.Duration)
 	q.counts.add(o)
 	q.total.add(o)
 	q.run.events.taskDone(q.run.id, r, roundTrip)
-	q.run.delivery.settled(r)
+	if q.run.delivery != nil {
+		q.news = append(q.news, r)
+	}
 	q.close()
 }
 
@@ -677,6 +691,7 @@ var errSessionOver = errors.New("the session is over")
 func (q *queue) halt(how halt, why error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	defer q.tell()
 	if how <= q.halted {
 		return
 	}
@@ -693,6 +708,7 @@ func (q *queue) halt(how halt, why error) {
 func (q *queue) abandon(why error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	defer q.tell()
 	for _, s := range q.sessions {
 		q.retire(s)
 		for _, f := range s.flights() {

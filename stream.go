@@ -240,7 +240,7 @@ func (r *run) queueFor(res *Result) (*queue, error) {
 // settled completes it, and next hands a copy of it out, which frees its room,
 // and its Result for another task, when results after it are asked for.
 //
-// A nil *delivery, that of Run, has room for everything and drops what it is
+// A nil *delivery, that of Run, has room for everything, drops what it is
 // given.
 type delivery struct {
 	ordered bool
@@ -328,22 +328,18 @@ func (d *delivery) enter(index int, task Task) *Result {
 	return r
 }
 
-// settled says that r has its outcome.
-func (d *delivery) settled(r *Result) {
-	if d == nil {
-		return
-	}
+// settled says that each of results has its outcome.
+func (d *delivery) settled(results ...*Result) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.ordered {
-		d.list.push(r)
-		d.ready.Signal()
-		return
+	for _, r := range results {
+		if d.ordered {
+			d.complete.put(r.Index, r)
+		} else {
+			d.list.push(r)
+		}
 	}
-	d.complete.put(r.Index, r)
-	if d.order.len() > 0 && d.order.first() == r {
-		d.ready.Signal()
-	}
+	d.ready.Signal() // if the first in order is not among them, the consumer looks in vain
 }
 
 // next waits for the next result. It reports false when no more come.

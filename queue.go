@@ -208,13 +208,19 @@ func (q *queue) stopTimers() {
 	}
 }
 
-// lendAtOnce is how many tasks are lent in one go, and lendAhead how many may
-// wait before more are: enough to send while they are made ready, and few enough to
-// be in the processor's cache when they are sent.
+// lendAtOnce is how many tasks are lent in one go. More are lent when fewer
+// than lendAhead wait, or aheadEach for each session: enough to send while
+// they are made ready, and few enough to be in the processor's cache when they are sent.
 const (
 	lendAtOnce = 4096
-	lendAhead  = 16 * lendAtOnce
+	lendAhead  = 4 * lendAtOnce
+	aheadEach  = 64
 )
+
+// isLow says whether more should be lent. q.mu is held.
+func (q *queue) isLow() bool {
+	return q.waiting.len() < max(lendAhead, aheadEach*len(q.live))
+}
 
 // begin starts a group, of which n tasks are known. What is lent from here on
 // belongs to it, until finish.
@@ -242,20 +248,20 @@ func (q *queue) lend(results []Result, indices []int) *session {
 
 // awaitLow waits until few tasks wait, so that more should be lent.
 func (q *queue) awaitLow() {
-	for !q.isLow() {
+	for {
+		q.mu.Lock()
+		low := q.isLow()
+		q.mu.Unlock()
+		if low {
+			return
+		}
 		<-q.low
 	}
 }
 
-func (q *queue) isLow() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.waiting.len() < lendAhead
-}
-
 // tellLow wakes awaitLow if it has waited long enough. q.mu is held.
 func (q *queue) tellLow() {
-	if q.waiting.len() < lendAhead {
+	if q.isLow() {
 		select {
 		case q.low <- struct{}{}:
 		default:

@@ -95,7 +95,7 @@ func defaultCoordinatorConfig() coordinatorConfig {
 		commonConfig:   commonConfig{handshakeTimeout: defaultHandshakeTimeout},
 		workers:        make(map[string][]string),
 		window:         windowTasks,
-		streamBuffer:   4096,
+		streamBuffer:   8192,
 		retry:          Retry{Attempts: 1},
 		workerWait:     30 * time.Second,
 		heartbeat:      5 * time.Second,
@@ -314,7 +314,7 @@ func WithCancelGrace(d time.Duration) CoordinatorOption {
 // WithStreamBuffer bounds how many tasks a Stream holds: sent, or read from its
 // sequence and waiting, or settled and not yet consumed. With ByCategory, which
 // collects its tasks first, it counts from when a task may be sent. The default
-// is 4096. Fewer than the windows of all workers together keep those from
+// is 8192. Fewer than the windows of all workers together keep those from
 // being filled. n below 1 panics.
 func WithStreamBuffer(n int) CoordinatorOption {
 	if n < 1 {

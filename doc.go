@@ -130,7 +130,8 @@
 // that [HandlerOf] makes of a function over types. [Worker.ListenAndServe],
 // [Worker.Serve] and [Worker.ServeConn] serve; [Worker.Shutdown] drains;
 // [Worker.Stats] says what goes on. Options are [WithSlots], [WithCategories],
-// [WithName] and [WithRemoteShutdown]. Middleware is a function from a Handler to a Handler.
+// [WithName] and [WithRemoteShutdown]. Middleware is a function from a Handler
+// to a Handler.
 //
 // Having them executed: [NewCoordinator] needs at least [WithWorkers].
 // [Coordinator.Run] takes a slice and returns a [Report] with a [Result] for

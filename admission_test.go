@@ -138,7 +138,8 @@ func TestAWorkerWithAllItsSessionsIsBusyUntilOneEnds(t *testing.T) {
 		if err != nil || report.Elapsed < 20*time.Second {
 			t.Errorf("after %v: %v", report.Elapsed, err)
 		}
-		last := session() // the coordinator's place is free again
+		synctest.Wait()   // the worker has noticed that the coordinator has left
+		last := session() // whose place is free again
 		last.expect("WELCOME …")
 		for _, p := range append(sessions, last) {
 			p.conn.Close()

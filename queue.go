@@ -209,8 +209,9 @@ func (q *queue) stopTimers() {
 }
 
 // lendAtOnce is how many tasks are lent in one go. More are lent when fewer
-// than lendAhead wait, or aheadEach for each session: enough to send while
-// they are made ready, and few enough to be in the processor's cache when they are sent.
+// than lendAhead wait, or aheadEach for each session: enough to send while they
+// are made ready, and few enough to be in the processor's cache when they are
+// sent.
 const (
 	lendAtOnce = 4096
 	lendAhead  = 4 * lendAtOnce
@@ -233,9 +234,9 @@ func (q *queue) begin(n int) {
 	q.open = 1
 }
 
-// lend puts tasks of the group in the queue. It returns a session that is to
-// be woken for them, or have its wire flushed, beside those that it has woken; nil if there is
-// none.
+// lend puts tasks of the group in the queue. It returns a session that is to be
+// woken for them, or have its wire flushed, beside those that it has woken; nil
+// if there is none.
 func (q *queue) lend(results []Result, indices []int) *session {
 	q.mu.Lock()
 	defer q.unlock()

@@ -236,9 +236,9 @@ func (r *run) queueFor(res *Result) (*queue, error) {
 }
 
 // A delivery brings the results of a Stream to its consumer. Each task goes
-// through it in this order: acquire makes room for it, expect enters it (enter does both),
-// settled completes it, and next hands a copy of it out, which frees its room,
-// and its Result for another task, when results after it are asked for.
+// through it in this order: acquire makes room for it, expect enters it (enter
+// does both), settled completes it, and next hands a copy of it out, which frees
+// its room, and its Result for another task, when results after it are asked for.
 //
 // A nil *delivery, that of Run, has room for everything, drops what it is
 // given.
@@ -248,14 +248,14 @@ type delivery struct {
 	limit   int
 
 	// The consumer's: results that it has taken and not handed out, and those that
-	// it has handed out and not given back. It gives them back together, but keeps no more
-	// than a small part of the room.
+	// it has handed out and not given back. It gives them back together, but keeps
+	// no more than a small part of the room.
 	batch fifo[*Result]
 	given []*Result
 	most  int
 
 	mu       sync.Mutex     // guards following
-	room     sync.Cond      // waited on by acquire
+	room     sync.Cond      // waited on by hasRoom
 	ready    sync.Cond      // waited on by next
 	taken    int            // places taken
 	order    fifo[*Result]  // ordered: expected and not taken by the consumer, in order
@@ -273,6 +273,15 @@ func newDelivery(limit int, order Order) *delivery {
 	return d
 }
 
+// hasRoom waits for room, and reports false if the consumer has left. d.mu is
+// held, but for the wait.
+func (d *delivery) hasRoom() bool {
+	for d.taken >= d.limit && !d.left {
+		d.room.Wait()
+	}
+	return !d.left
+}
+
 // acquire waits for room for up to n tasks, and takes it. It returns for how
 // many; 0 only if the consumer has left.
 func (d *delivery) acquire(n int) int {
@@ -281,10 +290,7 @@ func (d *delivery) acquire(n int) int {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for d.taken >= d.limit && !d.left {
-		d.room.Wait()
-	}
-	if d.left {
+	if !d.hasRoom() {
 		return 0
 	}
 	n = min(n, d.limit-d.taken)
@@ -307,10 +313,7 @@ func (d *delivery) expect(r *Result) {
 func (d *delivery) enter(index int, task Task) *Result {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for d.taken >= d.limit && !d.left {
-		d.room.Wait()
-	}
-	if d.left {
+	if !d.hasRoom() {
 		return nil
 	}
 	d.taken++

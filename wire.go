@@ -15,7 +15,7 @@ const (
 	defaultHandshakeTimeout = 10 * time.Second
 	writeTimeout            = 10 * time.Second // for each chunk
 	lastWordsTimeout        = time.Second      // to write the last line, and for the peer to read it
-	chunkBytes              = 68 << 10         // written under one deadline; 64 KiB of an instruction or output, with what stands around it, go in one
+	chunkBytes              = 68 << 10         // written under one deadline: 64 KiB of a text, and what stands around it
 	discardBytes            = 4 << 20          // of input thrown away while last words are written
 	urgentBytes             = 4 << 10          // of PING, PONG and CANCEL that wait for a peer to read
 )

@@ -112,6 +112,10 @@ func (w *Worker) removeSession(s *workerSession) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.sessions, s)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w.done += s.done
+	w.failed += s.failed
 }
 
 // acceptBackoff is how long Serve waits after its listener has failed.

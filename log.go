@@ -161,31 +161,22 @@ func (l *sessionLog) ended(err error, planned bool) {
 // debugs says whether started and finished log anything.
 func (l *sessionLog) debugs() bool { return l != nil && l.debug }
 
-// started and finished are called by the slot that executes j. They report
-// whether they logged, which takes time.
-func (l *sessionLog) started(j *job) bool {
-	if !l.debugs() {
-		return false
-	}
+// started and finished are called by the slot that executes j, if debugs.
+func (l *sessionLog) started(j *job) {
 	l.logger.Debug("task started", keyTask, j.number, keyAttempt, j.attempt, keyInstruction, logged(j.instruction))
-	return true
 }
 
-func (l *sessionLog) finished(j *job, m message) bool {
-	if !l.debugs() {
-		return false
-	}
+func (l *sessionLog) finished(j *job, m message) {
 	switch {
 	case m.verb == verbDone:
 		l.logger.Debug("task done", keyTask, j.number, keyAttempt, j.attempt, keyElapsed, m.time)
 	case m.verb == verbFail:
 		l.logger.Debug("task failed", keyTask, j.number, keyAttempt, j.attempt, keyKind, m.word, keyError, logged(m.text))
 	}
-	return true
 }
 
-func (l *sessionLog) stuck(j *job) {
-	l.logger.Warn("handler stuck after its task's timeout", keyTask, j.number, keyAttempt, j.attempt)
+func (l *sessionLog) stuck(c *jobContext) {
+	l.logger.Warn("handler stuck after its task's timeout", keyTask, c.number, keyAttempt, c.attempt)
 }
 
 // logStarted says that the run connects to its workers.

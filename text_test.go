@@ -258,4 +258,6 @@ func TestWhatACoordinatorSaysIsHarmlessToAWorker(t *testing.T) {
 }
 
 // workerOf is the worker whose handler has that ctx.
-func workerOf(ctx context.Context) *Worker { return ctx.Value(taskInfoKey{}).(*job).session.worker }
+func workerOf(ctx context.Context) *Worker {
+	return ctx.Value(taskInfoKey{}).(*jobContext).session.worker
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -61,11 +62,11 @@ func (i TaskInfo) Key() string { return i.Run + "/" + strconv.Itoa(i.Task) }
 // TaskInfoFrom returns the TaskInfo of the attempt that ctx belongs to. It
 // reports false for a ctx that no worker has made.
 func TaskInfoFrom(ctx context.Context) (TaskInfo, bool) {
-	j, ok := ctx.Value(taskInfoKey{}).(*job)
+	c, ok := ctx.Value(taskInfoKey{}).(*jobContext)
 	if !ok {
 		return TaskInfo{}, false
 	}
-	return j.info(), true
+	return c.info(), true
 }
 
 type taskInfoKey struct{}
@@ -102,19 +103,23 @@ type Worker struct {
 	config   workerConfig
 	instance string
 
-	mu        sync.Mutex // guards following, and the fields of sessions and jobs that say so
-	free      int        // slots that execute nothing
-	turns     []*workerSession
+	mu        sync.Mutex       // guards following, and the fields of sessions and jobs that say so
+	free      int              // slots that execute nothing
+	turns     []*workerSession // those in which jobs may wait, in turn
 	sessions  map[*workerSession]struct{}
 	listeners map[*net.Listener]struct{} // by pointer: a listener's type need not be comparable
-	stuck     map[string]*job            // those reported as stuck whose handlers still run, by key
+	stuck     map[string]stuckJob        // by TaskInfo.Key
 	serving   int                        // calls of Serve and ServeConn that have not returned
 	draining  bool
 	drains    chan struct{} // closed when draining
 	drained   chan struct{} // closed when draining and serving is 0
 	entrance  entrance
 
-	done, failed                      atomic.Int64 // handlers that returned, by what they returned
+	done   int64 // handlers that returned, by what they returned; those of sessions that are there are counted in them
+	failed int64
+
+	sole atomic.Pointer[workerSession] // the session of turns if there is one; its slots need not ask whose turn it is
+
 	greeted, repeated, returned, lost atomic.Int64 // as WorkerStats has them
 }
 
@@ -143,7 +148,7 @@ func NewWorker(handler Handler, opts ...WorkerOption) *Worker {
 		free:      config.slots,
 		sessions:  make(map[*workerSession]struct{}),
 		listeners: make(map[*net.Listener]struct{}),
-		stuck:     make(map[string]*job),
+		stuck:     make(map[string]stuckJob),
 		drains:    make(chan struct{}),
 		drained:   make(chan struct{}),
 	}
@@ -361,7 +366,7 @@ func (w *Worker) running() string {
 	}
 	var names []string
 	for _, j := range w.stuck {
-		names = append(names, j.name()+", which is stuck")
+		names = append(names, j.name+", which is stuck")
 	}
 	w.mu.Unlock()
 	for _, s := range sessions {
@@ -401,72 +406,106 @@ func (w *Worker) Stats() WorkerStats {
 		Slots:    w.config.slots,
 		Running:  w.config.slots - w.free,
 		Stuck:    len(w.stuck),
-		Done:     w.done.Load(),
-		Failed:   w.failed.Load(),
+		Done:     w.done,
+		Failed:   w.failed,
 		Greeted:  w.greeted.Load(),
 		Repeated: w.repeated.Load(),
 		Returned: w.returned.Load(),
 		Lost:     w.lost.Load(),
 	}
 	for s := range w.sessions {
+		s.mu.Lock()
 		stats.Waiting += s.waiting.len() - s.waiting.returned
+		stats.Done += s.done
+		stats.Failed += s.failed
+		s.mu.Unlock()
 	}
 	return stats
 }
 
-// dispatch starts waiting jobs while slots are free.
+// dispatch starts waiting jobs while slots are free. w.mu is held.
 func (w *Worker) dispatch() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	for w.free > 0 {
-		j := w.nextTurn()
-		if j == nil {
+		l := w.nextTurn(nil)
+		if l == nil {
 			return
 		}
 		w.free--
-		j.session.slots.Go(func() { j.session.runSlot(j) })
+		l.session.slots.Go(l.run)
 	}
 }
 
-// nextJob is called by a slot that has finished j. It returns the job to go on
-// with, if the turn is that of j's session again. Otherwise the slot goes to
+// nextJob is called by a slot that has nothing to execute. It reports true if the
+// slot now has, since the turn is that of its session again. Otherwise it goes to
 // the session whose turn it is, or becomes free.
 //
 // The goroutines of slots belong to sessions, each of which waits for its own.
-func (w *Worker) nextJob(finished *job) *job {
+func (w *Worker) nextJob(l *slot) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := finished.session
-	finished.instruction = "" // see newJob
-	j := w.nextTurn()
-	switch {
-	case j == nil:
+	next := w.nextTurn(l)
+	switch next {
+	case l:
+		return true
+	case nil:
 		w.free++
-	case j.session == s:
-		return j
 	default:
-		j.session.slots.Go(func() { j.session.runSlot(j) })
+		next.session.slots.Go(next.run)
 	}
-	return nil
+	l.session.mu.Lock()
+	defer l.session.mu.Unlock()
+	l.session.spare = append(l.session.spare, l)
+	return false
 }
 
-// nextTurn takes a job from the session whose turn it is; nil if none waits.
-// w.mu is held.
-func (w *Worker) nextTurn() *job {
+// nextTurn takes a job from the session whose turn it is, for l if that is a slot
+// of it, else for another. It returns the slot that is to execute it; nil if none
+// waits. w.mu is held.
+func (w *Worker) nextTurn(l *slot) *slot {
 	for len(w.turns) > 0 {
 		s := w.turns[0]
-		j := s.waiting.next()
+		s.mu.Lock()
+		next := l
+		if l == nil || l.session != s {
+			next = s.newSlot()
+		}
+		began := next.begin()
+		if !began && next != l {
+			s.spare = append(s.spare, next)
+		}
 		s.inTurn = s.waiting.len() > 0
+		s.mu.Unlock()
 		if rest := w.turns[:copy(w.turns, w.turns[1:])]; s.inTurn {
 			w.turns = append(rest, s)
 		} else {
 			w.turns[len(rest)] = nil
 			w.turns = rest
+			w.setSole()
 		}
-		if j != nil {
-			j.started = true
-			return j
+		if began {
+			return next
 		}
 	}
 	return nil
+}
+
+// endTurns takes a session that is over from turns: it must not wait there while
+// slots are long busy.
+func (w *Worker) endTurns(s *workerSession) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s.inTurn {
+		s.inTurn = false
+		w.turns = slices.DeleteFunc(w.turns, func(other *workerSession) bool { return other == s })
+		w.setSole()
+	}
+}
+
+// setSole follows a change of turns. w.mu is held.
+func (w *Worker) setSole() {
+	var sole *workerSession
+	if len(w.turns) == 1 {
+		sole = w.turns[0]
+	}
+	w.sole.Store(sole)
 }

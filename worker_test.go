@@ -971,14 +971,12 @@ func TestRunRecallLoopIsBounded(t *testing.T) {
 			p.expectReports(fmt.Sprintf("RETURN %d", 5000+i))
 		}
 		synctest.Wait()
-		wt.worker.mu.Lock()
+		s.mu.Lock()
 		held, length := 0, len(s.waiting.list)
-		for _, j := range s.waiting.list {
-			if j != nil {
-				held += taskCost(len(j.instruction))
-			}
+		for _, j := range s.waiting.all() {
+			held += taskCost(len(j.instruction))
 		}
-		wt.worker.mu.Unlock()
+		s.mu.Unlock()
 		if length > 2*windowTasks || held > 2*windowBytes {
 			t.Errorf("%d bytes of instructions are held in a list of %d", held, length)
 		}
@@ -1039,11 +1037,11 @@ func TestSessionsThatAreOverLeaveNothingBehind(t *testing.T) {
 
 func TestWaitingListDoesNotGrowWithTheTasksThatHavePassed(t *testing.T) {
 	var q jobs
-	q.push(&job{number: 0})
+	q.push(job{number: 0})
 	for i := 1; i <= 100_000; i++ { // one always waits, as in any long run
-		q.push(&job{number: i})
-		if j := q.pop(); j == nil || j.number != i-1 {
-			t.Fatalf("pop gave %v, want task %d", j, i-1)
+		q.push(job{number: i})
+		if j, ok := q.next(); !ok || j.number != i-1 {
+			t.Fatalf("next gave %v, want task %d", j, i-1)
 		}
 	}
 	if n := cap(q.list); n > 1024 {
@@ -1276,9 +1274,9 @@ func TestTaskFoundStuckWhileItsReportWaitsIsReportedOnce(t *testing.T) {
 		last := int(started.Load())
 		s := wt.only()
 		s.mu.Lock()
-		j, _ := s.inFlight.get(last)
+		l := s.slotList[0]
 		s.mu.Unlock()
-		s.stuck(j)
+		l.foundStuck(l.ctx)
 		got := make(map[int]int)
 		for range 8 {
 			m, err := parseMessage(p.next())

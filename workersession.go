@@ -3,105 +3,13 @@ package taskexec
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 )
-
-// A job is one attempt at a task, and the context of its handler: one
-// allocation for both, since most tasks need no more than the session's
-// context with their name in it. It is small because there may be millions a
-// second, and a handler may keep its context.
-type job struct {
-	session *workerSession
-	number  int
-	attempt int
-	timeout time.Duration
-	cost    int32
-
-	// guarded by Worker.mu
-	instruction string // "" when it is needed no more; the job's slot, while it has one, may read it
-	started     bool
-	returned    bool // given back; it stays in the list of waiting jobs until its turn
-
-	stuck bool // reported as such; guarded by workerSession.mu
-}
-
-// key is TaskInfo.Key.
-func (j *job) key() string { return j.info().Key() }
-
-// name is what a person calls it. Worker.mu is held.
-func (j *job) name() string {
-	return fmt.Sprintf("task %d (%s)", j.number, quoteUnlessPlain(j.instruction))
-}
-
-func (j *job) info() TaskInfo {
-	return TaskInfo{Run: j.session.hello.Run, Task: j.number, Attempt: j.attempt, Coordinator: j.session.coordinator}
-}
-
-// The context is the session's.
-func (j *job) Deadline() (time.Time, bool) { return j.session.ctx.Deadline() }
-func (j *job) Done() <-chan struct{}       { return j.session.ctx.Done() }
-func (j *job) Err() error                  { return j.session.ctx.Err() }
-
-func (j *job) Value(key any) any {
-	if _, ok := key.(taskInfoKey); ok {
-		return j
-	}
-	return j.session.ctx.Value(key)
-}
-
-// jobs is a list of waiting jobs.
-type jobs struct {
-	fifo[*job]
-	returned int // of those in the list
-}
-
-// next takes the first that was not returned; nil if there is none.
-func (q *jobs) next() *job {
-	for q.len() > 0 {
-		j := q.pop()
-		if !j.returned {
-			return j
-		}
-		q.returned--
-	}
-	return nil
-}
-
-// giveBack marks j returned. The list is cleaned when half of it is such, so
-// that neither many RECALLs nor a slot that is long busy make it grow. The
-// instruction goes at once: it no longer counts towards the window.
-func (q *jobs) giveBack(j *job) {
-	j.returned = true
-	j.instruction = ""
-	q.returned++
-	if 2*q.returned < q.len() {
-		return
-	}
-	kept := q.list[:0]
-	for _, j := range q.all() {
-		if !j.returned {
-			kept = append(kept, j)
-		}
-	}
-	clear(q.list[len(kept):])
-	q.list, q.head, q.returned = kept, 0, 0
-}
-
-// takeAll empties the list.
-func (q *jobs) takeAll() []*job {
-	var all []*job
-	for j := q.next(); j != nil; j = q.next() {
-		all = append(all, j)
-	}
-	return all
-}
 
 // A workerSession is one session seen from the worker. Three kinds of
 // goroutines meet in it: the reader (serveConn's own), the writer, and those of
@@ -119,8 +27,7 @@ type workerSession struct {
 	secured     chan struct{} // closed when the TLS handshake is over, or there is none
 	over        chan struct{} // closed when the connection is over
 	pulse       sync.WaitGroup
-	batch       []*job       // the reader's: RUNs read and not yet accepted
-	fresh       []job        // the reader's: see newJob
+	batch       []job        // the reader's: RUNs read and not yet accepted
 	seen        sessionState // the reader's: the latest it knows of
 	chatter     allowance    // the reader's
 	log         *sessionLog  // complete before any job exists
@@ -129,16 +36,20 @@ type workerSession struct {
 	room     sync.Cond  // waited on by reports that do not fit
 	out      []byte     // lines for the writer
 	writing  int        // bytes that the writer has taken and not yet written
-	inFlight table[*job]
-	cost     int // of inFlight
+	waiting  jobs       // those that have not started
+	inFlight table[int] // the places, in waiting, of those that are not reported
+	cost     int        // of inFlight
+	slotList []*slot    // all there ever were
+	spare    []*slot    // those that have ended
+	done     int64      // handlers that returned, by what they returned
+	failed   int64
 	state    sessionState
 	pings    map[int]time.Time // when those were sent that have not come back
 	lease    time.Time         // from when the coordinator's patience is counted
 
 	// guarded by Worker.mu
-	place   place
-	waiting jobs
-	inTurn  bool // it stands in Worker.turns
+	place  place
+	inTurn bool // it stands in Worker.turns
 }
 
 // reportBytes is how much of reports a session buffers, and one line more. A
@@ -414,10 +325,8 @@ func (s *workerSession) handle(m message) error {
 		return nil
 	}
 	if m.verb == verbRun { // of a state that has changed meanwhile, admit will know
-		j := s.newJob()
-		*j = job{session: s, number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text}
-		j.cost = int32(taskCost(len(m.text))) // without the verb and numbers: never more than the coordinator counts
-		s.batch = append(s.batch, j)
+		// The cost leaves out the verb and numbers: it is never more than the coordinator counts.
+		s.batch = append(s.batch, job{number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text, cost: int32(taskCost(len(m.text)))})
 		return s.chatter.note(verbRun)
 	}
 	if err := s.chatter.note(m.verb); err != nil {
@@ -445,19 +354,6 @@ func (s *workerSession) handle(m message) error {
 	return nil
 }
 
-// newJob returns an unused job. Jobs that come together are allocated together,
-// but not so many that one whose handler takes long holds on to much; the
-// instructions of the others, which may be long, go as soon as they are not needed.
-func (s *workerSession) newJob() *job {
-	const most = 64
-	if len(s.fresh) == 0 {
-		s.fresh = make([]job, min(len(s.batch)+1, most))
-	}
-	j := &s.fresh[0]
-	s.fresh = s.fresh[1:]
-	return j
-}
-
 func (s *workerSession) currentState() sessionState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -475,43 +371,26 @@ func (s *workerSession) acceptBatch() error {
 	if !serves(s.worker.config.categories, s.hello.Category) {
 		return faultf(codeCategory, "this worker does not serve category %s", quote(s.hello.Category))
 	}
-	if back, err := s.admit(batch); back || err != nil {
-		return err
-	}
 	s.keepLittle(batch)
 	w := s.worker
-	var beside []*job // those whose earlier attempt still runs here
 	w.mu.Lock()
-	for _, j := range batch {
-		if len(w.stuck) > 0 && w.stuck[j.key()] != nil {
-			beside = append(beside, j)
-			continue
-		}
-		s.waiting.push(j)
+	defer w.mu.Unlock()
+	if err := s.admit(batch); err != nil {
+		return err
 	}
 	if !s.inTurn {
 		s.inTurn = true
 		w.turns = append(w.turns, s)
+		w.setSole()
 	}
-	w.mu.Unlock()
 	w.dispatch()
-	s.mu.Lock()
-	for _, j := range beside {
-		s.settle(j)
-		s.appendReport(message{verb: verbFail, task: j.number, word: kindError, text: "an earlier attempt still runs on this worker, stuck after its timeout"})
-	}
-	back := s.state == sessionReturns
-	s.mu.Unlock()
-	if back { // a drain began meanwhile, and did not see these yet
-		return s.returnAll(s.withdraw(), sessionReturns)
-	}
 	return nil
 }
 
 // keepLittle copies the instructions of a batch if they would hold on to much
 // more than themselves: they are cut from all that was read with them, and a peer
 // decides what that is.
-func (s *workerSession) keepLittle(batch []*job) {
+func (s *workerSession) keepLittle(batch []job) {
 	bytes := 0
 	for _, j := range batch {
 		bytes += int(j.cost)
@@ -519,38 +398,53 @@ func (s *workerSession) keepLittle(batch []*job) {
 	if bytes >= s.wire.in.batch/4 {
 		return
 	}
-	for _, j := range batch {
-		j.instruction = strings.Clone(j.instruction)
+	for i := range batch {
+		batch[i].instruction = strings.Clone(batch[i].instruction)
 	}
 }
 
 // admit enters jobs as in flight, or gives them back in a session that takes
-// no more.
-func (s *workerSession) admit(batch []*job) (back bool, err error) {
+// no more. Worker.mu is held.
+func (s *workerSession) admit(batch []job) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state == sessionFinished {
-		return true, nil // what comes after GOODBYE counts as returned
-	}
-	for _, j := range batch {
-		if s.state == sessionReturns {
-			j.instruction = ""
+	for i := range batch {
+		j := &batch[i]
+		switch s.state {
+		case sessionFinished:
+			return nil // what comes after GOODBYE counts as returned
+		case sessionReturns:
 			s.appendReport(message{verb: verbReturn, task: j.number})
 			continue
 		}
-		if _, twice := s.inFlight.get(j.number); twice {
-			return false, faultf(codeTask, "task %d is already in flight", j.number)
-		}
 		if s.cost > 0 && s.cost+int(j.cost) > windowBytes {
-			return false, faultf(codeWindow, "more in flight than the %d tasks and %d bytes granted", windowTasks, windowBytes)
+			return faultf(codeWindow, "more in flight than the %d tasks and %d bytes granted", windowTasks, windowBytes)
 		}
-		s.inFlight.put(j.number, j)
+		if !s.inFlight.put(j.number, s.waiting.end()) {
+			return faultf(codeTask, "task %d is already in flight", j.number)
+		}
 		s.cost += int(j.cost)
 		if j.attempt > 1 {
 			s.worker.repeated.Add(1)
 		}
+		if s.stuckBeside(j) {
+			s.settle(j.number, j.cost)
+			s.appendReport(message{verb: verbFail, task: j.number, word: kindError, text: "an earlier attempt still runs on this worker, stuck after its timeout"})
+			continue
+		}
+		s.waiting.push(*j)
 	}
-	return s.state == sessionReturns, s.flooded()
+	return s.flooded()
+}
+
+// stuckBeside says whether an earlier attempt at j's task is stuck here. Worker.mu
+// is held.
+func (s *workerSession) stuckBeside(j *job) bool {
+	if len(s.worker.stuck) == 0 {
+		return false
+	}
+	_, stuck := s.worker.stuck[TaskInfo{Run: s.hello.Run, Task: j.number}.Key()]
+	return stuck
 }
 
 // appendReport adds a line for the writer, and wakes it. s.mu is held.
@@ -580,54 +474,36 @@ func (s *workerSession) flooded() error {
 // reported, is left alone: the report tells the coordinator.
 func (s *workerSession) recall(number int) error {
 	s.mu.Lock()
-	j, ok := s.inFlight.get(number)
-	s.mu.Unlock()
+	defer s.sayGoodbyeIfDrained()
+	defer s.mu.Unlock()
+	place, ok := s.inFlight.get(number)
 	if !ok {
 		return nil
 	}
-	w := s.worker
-	w.mu.Lock()
-	back := !j.started && !j.returned
-	if back {
-		s.waiting.giveBack(j)
-	}
-	w.mu.Unlock()
-	if !back {
+	j := s.waiting.giveBack(place)
+	if j == nil {
 		return nil
 	}
-	return s.returnAll([]*job{j}, sessionReady)
+	s.giveBack(*j) // of which the instruction is gone already
+	s.waiting.clean(func(number, place int) {
+		s.inFlight.take(number)
+		s.inFlight.put(number, place)
+	})
+	return s.flooded()
 }
 
 // cancelAll cancels what runs, and gives back what does not.
 func (s *workerSession) cancelAll(cause string) error {
 	s.cancel(&canceledError{cause})
-	return s.returnAll(s.withdraw(), sessionReturns)
+	return s.giveAllBack(sessionReturns)
 }
 
-// withdraw takes away all jobs that have not started, and the turn: a session
-// that is over must not wait for one while slots are long busy.
-func (s *workerSession) withdraw() []*job {
-	w := s.worker
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	unstarted := s.waiting.takeAll()
-	for _, j := range unstarted {
-		j.returned = true
-		j.instruction = ""
-	}
-	if s.inTurn {
-		s.inTurn = false
-		w.turns = slices.DeleteFunc(w.turns, func(other *workerSession) bool { return other == s })
-	}
-	return unstarted
-}
-
-// returnAll reports jobs as returned, and moves the session to state.
-func (s *workerSession) returnAll(unstarted []*job, state sessionState) error {
+// giveAllBack gives back all jobs that have not started, and moves the session
+// to state.
+func (s *workerSession) giveAllBack(state sessionState) error {
 	s.mu.Lock()
-	for _, j := range unstarted {
-		s.settle(j)
-		s.appendReport(message{verb: verbReturn, task: j.number})
+	for j, ok := s.waiting.next(); ok; j, ok = s.waiting.next() {
+		s.giveBack(j)
 	}
 	s.state = max(s.state, state)
 	err := s.flooded()
@@ -636,10 +512,16 @@ func (s *workerSession) returnAll(unstarted []*job, state sessionState) error {
 	return err
 }
 
-// settle takes j out of what is in flight. s.mu is held.
-func (s *workerSession) settle(j *job) {
-	s.inFlight.take(j.number)
-	s.cost -= int(j.cost)
+// giveBack reports a job as returned. s.mu is held.
+func (s *workerSession) giveBack(j job) {
+	s.settle(j.number, j.cost)
+	s.appendReport(message{verb: verbReturn, task: j.number})
+}
+
+// settle takes a job out of what is in flight. s.mu is held.
+func (s *workerSession) settle(number int, cost int32) {
+	s.inFlight.take(number)
+	s.cost -= int(cost)
 }
 
 // drain tells the coordinator that no more is taken, gives back what has not
@@ -657,7 +539,7 @@ func (s *workerSession) drain() {
 		s.appendReport(message{verb: verbDrain})
 	}
 	s.mu.Unlock()
-	s.returnAll(s.withdraw(), sessionReturns) // its answers are bounded by the window
+	s.giveAllBack(sessionReturns) // its answers are bounded by the window
 }
 
 // sayGoodbyeIfDrained ends a session of a draining worker that has nothing in
@@ -680,37 +562,35 @@ func (s *workerSession) sayGoodbyeIfDrained() {
 // finish ends the session's bookkeeping when its connection is over: nothing
 // starts and nothing is reported any more. It says whether GOODBYE was said.
 func (s *workerSession) finish() bool {
-	unstarted := s.withdraw()
+	s.worker.endTurns(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, j := range unstarted {
-		s.settle(j)
-	}
 	finished := s.state == sessionFinished
 	s.state = sessionFinished
 	if !finished {
-		s.worker.lost.Add(int64(len(unstarted) + s.inFlight.len()))
+		s.worker.lost.Add(int64(s.inFlight.len()))
+	}
+	for j, ok := s.waiting.next(); ok; j, ok = s.waiting.next() {
+		s.settle(j.number, j.cost)
 	}
 	s.room.Broadcast()
 	return finished
 }
 
-// running names the tasks that execute now.
+// running names the tasks that execute now, unless they are stuck.
 func (s *workerSession) running() []string {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	var list []*job
-	for _, j := range s.inFlight.all {
-		list = append(list, j)
+	for _, l := range s.slotList {
+		if l.ctx != nil && !l.stuck {
+			list = append(list, &l.job)
+		}
 	}
-	s.mu.Unlock()
 	slices.SortFunc(list, func(a, b *job) int { return a.number - b.number })
-	s.worker.mu.Lock()
-	defer s.worker.mu.Unlock()
 	var names []string
 	for _, j := range list {
-		if j.started {
-			names = append(names, j.name())
-		}
+		names = append(names, j.name())
 	}
 	return names
 }
@@ -735,211 +615,4 @@ func (s *workerSession) written() {
 	defer s.mu.Unlock()
 	s.writing = 0
 	s.room.Broadcast()
-}
-
-// runSlot executes j and then whatever nextJob gives, until the slot goes to
-// another session or nothing waits.
-func (s *workerSession) runSlot(j *job) {
-	over := false
-	defer func() {
-		if over {
-			return
-		}
-		// The handler called runtime.Goexit: this goroutine is ending, and
-		// the slot needs another.
-		if j := s.nextJob(j); j != nil {
-			s.slots.Go(func() { s.runSlot(j) })
-		}
-	}()
-	for start := s.wire.age(); j != nil; j = s.nextJob(j) {
-		start = s.execute(j, start)
-	}
-	over = true
-}
-
-// nextJob lets the slot go on when its report is added. The report does not
-// wait for what the slot does next: it is on its way, or somebody is awake who
-// sends it.
-func (s *workerSession) nextJob(finished *job) *job {
-	j := s.worker.nextJob(finished)
-	if j == nil {
-		s.wire.flush() // this goroutine has nothing else to do
-	} else {
-		s.wire.wakeWriter()
-	}
-	return j
-}
-
-// execute calls the handler and adds a report of what it returned. It is given
-// the time, since the session began, and returns it: looking at the clock is a
-// good part of what a short task costs.
-func (s *workerSession) execute(j *job, start time.Duration) (end time.Duration) {
-	if s.ctx.Err() != nil {
-		// The session was canceled or lost before its list was emptied.
-		s.report(j, message{verb: verbReturn, task: j.number})
-		return start
-	}
-	if s.log.started(j) {
-		start = s.wire.age()
-	}
-	m := message{verb: verbFail, task: j.number, word: kindPanic, text: "the handler ended its goroutine (runtime.Goexit)"}
-	// Deferred, so that a Goexit is reported too.
-	defer func() {
-		waited := s.report(j, m)
-		if s.log.debugs() {
-			s.wire.wakeWriter() // a report does not wait for a logger
-		}
-		if s.log.finished(j, m) || waited {
-			end = s.wire.age() // the wait is none of the next task's time
-		}
-	}()
-	m = s.call(j)
-	end = s.wire.age()
-	if m.verb == verbDone {
-		m.time = end - start
-	}
-	return end
-}
-
-// call calls the handler and turns what it returns, or panics with, into a
-// report.
-func (s *workerSession) call(j *job) (m message) {
-	defer func() {
-		if v := recover(); v != nil {
-			m = message{verb: verbFail, task: j.number, word: kindPanic, text: cut(fmt.Sprintf("panic: %v", v), maxFailText/4) + "\n" + shortStack(debug.Stack())}
-		}
-	}()
-	var ctx context.Context = j
-	if j.timeout > 0 {
-		c, cancel := context.WithTimeout(j, j.timeout)
-		defer cancel()
-		defer time.AfterFunc(j.timeout+stuckGrace, func() { s.stuck(j) }).Stop()
-		ctx = c
-	}
-	output, err := s.worker.handler.Handle(ctx, Task{Category: s.hello.Category, Instruction: j.instruction})
-	if err == nil {
-		return message{verb: verbDone, task: j.number, text: output}
-	}
-	kind := kindError
-	final, after := wishOf(err)
-	switch {
-	case final:
-		kind = kindFinal
-	case s.ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(s.ctx))):
-		kind = kindCanceled
-	case j.timeout > 0 && ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded):
-		kind = kindTimeout
-	}
-	text := err.Error()
-	if text == "" {
-		text = fmt.Sprintf("%T without a text", err)
-	}
-	return message{verb: verbFail, task: j.number, word: kind, time: after, text: text}
-}
-
-// stuckGrace is what a handler has to return after its task's time is over,
-// before it counts as stuck.
-const stuckGrace = time.Second
-
-// stuck reports a job whose time is over and whose handler goes on. The slot
-// stays taken until the handler returns; what it returns is dropped.
-func (s *workerSession) stuck(j *job) {
-	w := s.worker
-	// Entered before it is reported, so that another attempt, which the report
-	// may bring, does not start beside this one.
-	w.mu.Lock()
-	w.stuck[j.key()] = j
-	w.mu.Unlock()
-	s.mu.Lock()
-	held, _ := s.inFlight.get(j.number)
-	j.stuck = held == j && s.state < sessionFinished
-	if j.stuck {
-		s.settle(j)
-		s.appendReport(message{verb: verbFail, task: j.number, word: kindStuck,
-			text: fmt.Sprintf("the handler still runs %v after its timeout of %v, and keeps its slot", stuckGrace, j.timeout)})
-		if s.log != nil {
-			s.slots.Go(func() { s.log.stuck(j) }) // the handler's own goroutine cannot end before mu is free
-		}
-	}
-	stuck := j.stuck
-	s.mu.Unlock()
-	if !stuck { // it has just returned, or there is nobody to report to
-		w.unstick(j)
-		return
-	}
-	s.sayGoodbyeIfDrained()
-}
-
-// unstick forgets a stuck job whose handler has returned.
-func (w *Worker) unstick(j *job) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.stuck[j.key()] == j {
-		delete(w.stuck, j.key())
-	}
-}
-
-// givenUp says whether the session is ending without having been asked to: the
-// worker's own ctx has ended, or the lease is over, or the connection is lost.
-func (s *workerSession) givenUp() bool {
-	var canceled *canceledError
-	return s.ctx.Err() != nil && !errors.As(context.Cause(s.ctx), &canceled)
-}
-
-// shortStack keeps the part of a panic's stack that names the handler: what
-// follows the frame of panic itself.
-func shortStack(stack []byte) string {
-	s := string(stack)
-	if i := strings.LastIndex(s, "\npanic("); i >= 0 {
-		s = s[i+1:]
-		for range 2 { // the frame is two lines
-			_, s, _ = strings.Cut(s, "\n")
-		}
-	}
-	return cut(s, maxFailText/2)
-}
-
-// report adds the report of a job that ran, as soon as there is room, and says
-// whether it had to wait for that.
-func (s *workerSession) report(j *job, m message) (waited bool) {
-	switch m.verb {
-	case verbDone:
-		s.worker.done.Add(1)
-	case verbFail:
-		m.text = cutText(m.text)
-		s.worker.failed.Add(1)
-	}
-	s.mu.Lock()
-	for !j.stuck && s.state < sessionFinished && len(s.out)+s.writing > reportBytes {
-		waited = true
-		s.room.Wait()
-	}
-	if m.verb != verbDone && s.givenUp() && !j.stuck {
-		// A failure may well be a consequence, and the task deserves another
-		// worker. It stays in flight, so that no GOODBYE disowns it.
-		s.mu.Unlock()
-		return waited
-	}
-	if j.stuck { // perhaps only while it waited for room
-		s.mu.Unlock()
-		s.worker.unstick(j)
-		return waited
-	}
-	s.settle(j)
-	if s.state < sessionFinished {
-		before := len(s.out)
-		s.addReport(m)
-		if n := len(s.out) - before; n > s.hello.MaxLine {
-			s.out = s.out[:before]
-			// An output is not cut: half of one would pass for a whole.
-			s.addReport(message{verb: verbFail, task: j.number, word: kindOutput,
-				text: fmt.Sprintf("the output needs a line of %d bytes, over the coordinator's limit of %d", n, s.hello.MaxLine)})
-		}
-	}
-	draining := s.state == sessionReturns && s.inFlight.len() == 0
-	s.mu.Unlock()
-	if draining {
-		s.sayGoodbyeIfDrained()
-	}
-	return waited
 }

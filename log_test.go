@@ -477,6 +477,7 @@ func TestNoInstructionThatAPeerQuotesIsLoggedAboveDebug(t *testing.T) {
 				t.Errorf("%q: ServeConn returned nil", lines)
 			}
 			here.Close()
+			synctest.Wait() // the listener's line has a goroutine of its own
 			expectNoSecret(t, log)
 			if len(log.lines(keyCode)) < 2 {
 				t.Errorf("%q: logged %q", lines, log.lines(keyCode))

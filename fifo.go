@@ -29,7 +29,8 @@ func (f *fifo[T]) push(v T) {
 // pop takes the first. There is something.
 func (f *fifo[T]) pop() T {
 	v := f.list[f.head]
-	clear(f.list[f.head : f.head+1])
+	var none T
+	f.list[f.head] = none
 	f.head++
 	if f.head == len(f.list) {
 		f.list, f.head = f.list[:0], 0

@@ -36,17 +36,18 @@ type jobs struct {
 // end is the place of the next that is pushed.
 func (q *jobs) end() int { return q.taken + q.len() }
 
-// next takes the first that was not returned.
-func (q *jobs) next() (j job, ok bool) {
+// next takes the first that was not returned, and puts it into j. It reports false
+// if there is none.
+func (q *jobs) next(j *job) bool {
 	for q.len() > 0 {
-		j = q.pop()
+		*j = q.pop()
 		q.taken++
 		if !j.returned {
-			return j, true
+			return true
 		}
 		q.returned--
 	}
-	return job{}, false
+	return false
 }
 
 // giveBack marks the job at place returned; it is nil if the job has started.
@@ -137,16 +138,15 @@ func (s *workerSession) newSlot() *slot {
 func (l *slot) begin() bool {
 	const most = 64
 	s := l.session
-	j, ok := s.waiting.next()
-	if !ok {
+	if !s.waiting.next(&l.job) {
 		return false
 	}
 	if len(l.fresh) == 0 {
 		l.fresh = make([]jobContext, min(s.waiting.len()+1, most))
 	}
-	l.job, l.ctx = j, &l.fresh[0]
+	l.ctx = &l.fresh[0]
 	l.fresh = l.fresh[1:]
-	*l.ctx = jobContext{s, j.number, j.attempt}
+	*l.ctx = jobContext{s, l.job.number, l.job.attempt}
 	return true
 }
 
@@ -339,7 +339,8 @@ func (l *slot) report(m message) (waited bool) {
 		s.reportSettled(m)
 	}
 	draining := s.state == sessionReturns && s.inFlight.len() == 0
-	l.job, l.ctx, l.stuck = job{}, nil, false
+	l.ctx, l.stuck = nil, false
+	l.job.instruction = ""
 	if w.sole.Load() == s && !s.log.debugs() { // what waits for a logger has not started
 		l.begin()
 	}

@@ -19,9 +19,9 @@ func TestAWaitingJobIsFoundAtItsPlace(t *testing.T) {
 		waiting = append(waiting, number)
 		for rnd.IntN(3) > 0 && len(waiting) > 0 {
 			if rnd.IntN(4) == 0 {
-				j, ok := q.next()
-				if !ok || j.number != waiting[0] {
-					t.Fatalf("next gave %v, %v, want task %d", j, ok, waiting[0])
+				var j job
+				if !q.next(&j) || j.number != waiting[0] {
+					t.Fatalf("next gave %v, want task %d", j, waiting[0])
 				}
 				started, waiting = append(started, j.number), waiting[1:]
 				continue

@@ -502,7 +502,7 @@ func (s *workerSession) cancelAll(cause string) error {
 // to state.
 func (s *workerSession) giveAllBack(state sessionState) error {
 	s.mu.Lock()
-	for j, ok := s.waiting.next(); ok; j, ok = s.waiting.next() {
+	for j := (job{}); s.waiting.next(&j); {
 		s.giveBack(j)
 	}
 	s.state = max(s.state, state)
@@ -570,7 +570,7 @@ func (s *workerSession) finish() bool {
 	if !finished {
 		s.worker.lost.Add(int64(s.inFlight.len()))
 	}
-	for j, ok := s.waiting.next(); ok; j, ok = s.waiting.next() {
+	for j := (job{}); s.waiting.next(&j); {
 		s.settle(j.number, j.cost)
 	}
 	s.room.Broadcast()

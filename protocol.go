@@ -171,13 +171,11 @@ type message struct {
 
 // appendMessage appends m's line, newline included.
 func appendMessage(dst []byte, m message) []byte {
+	start := len(dst)
 	dst = append(dst, m.verb.String()...)
 	switch m.verb {
 	case verbRun:
-		dst = appendNumber(dst, m.task)
-		dst = appendNumber(dst, m.attempt)
-		dst = appendNumber(dst, ceilDiv(m.time, time.Millisecond, maxMillis))
-		dst = appendText(dst, m.text)
+		return appendRun(dst[:start], m.task, m.attempt, m.time, m.text)
 	case verbDone:
 		dst = appendNumber(dst, m.task)
 		dst = appendNumber(dst, ceilDiv(m.time, time.Microsecond, maxMicros))
@@ -199,6 +197,15 @@ func appendMessage(dst []byte, m message) []byte {
 		dst = append(append(dst, ' '), m.text...)
 	}
 	return append(dst, '\n')
+}
+
+// appendRun appends a line of RUN. It is appendMessage for the verb that is sent
+// most, without a message to be copied.
+func appendRun(dst []byte, task, attempt int, timeout time.Duration, text string) []byte {
+	dst = appendNumber(append(dst, "RUN"...), task)
+	dst = appendNumber(dst, attempt)
+	dst = appendNumber(dst, ceilDiv(timeout, time.Millisecond, maxMillis))
+	return append(appendText(dst, text), '\n')
 }
 
 func appendNumber[N int | int64](dst []byte, n N) []byte {

@@ -341,35 +341,36 @@ func (s *session) report(batch []message) error {
 	q.mu.Lock()
 	defer q.unlock()
 	now := time.Now()
+	at := now.Sub(s.run.started)
 	executed := 0
 	var spent time.Duration // since their sending, added up
 	var back []*Result
 	var err error
 	for i := range batch {
 		m := &batch[i]
-		f, ok := q.release(s, m.task)
-		if !ok {
+		r, sent := q.release(s, m.task)
+		if r == nil {
 			err = faultf(codeTask, "%s for task %d, which is not in flight here", m.verb, m.task)
 			break
 		}
-		r := f.result
+		roundTrip := at - sent
 		if m.verb != verbReturn {
 			s.heardOf = true
 			q.progressed()
 			executed++
-			spent += now.Sub(s.run.started) - f.sent
+			spent += roundTrip
 		}
 		switch m.verb {
 		case verbDone:
 			r.Output = m.text
 			r.Executed = m.time
 			s.link.counts.add(Done)
-			q.settle(r, Done, nil, now.Sub(s.run.started)-f.sent)
+			q.settle(r, Done, nil, roundTrip)
 		case verbFail:
 			if m.word == kindStuck {
 				q.loseSlot(s)
 			}
-			q.failed(s, f, m, now)
+			q.failed(s, r, m, roundTrip, now)
 		case verbReturn:
 			back = append(back, r)
 			q.troubles.Returns++

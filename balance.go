@@ -229,9 +229,8 @@ func (s *session) askBack(n int, now time.Time) {
 		if f.asked || f.suspect || r.Attempts-1-r.Losses-r.Retries >= maxReturns {
 			continue
 		}
-		f.asked = true
-		s.held.take(r.Index)
-		s.held.put(r.Index, f)
+		i, _ := s.held.find(r.Index)
+		s.held.at(i).asked = true
 		s.mayGive.Store(true)
 		s.out = appendMessage(s.out, message{verb: verbRecall, task: r.Index})
 		s.setAwaited(s.awaited + 1)

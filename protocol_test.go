@@ -48,6 +48,12 @@ var wireMessages = []struct {
 	{"the shortest welcome", message{verb: verbWelcome, word: protocolVersion, text: "{}"}, "WELCOME taskexec/1 {}"},
 }
 
+// parseMessage is parse for a test, which has no message to fill in.
+func parseMessage(line string) (m message, err error) {
+	err = m.parse(line)
+	return m, err
+}
+
 func TestEveryMessageHasOneLine(t *testing.T) {
 	verbs := make(map[verb]bool)
 	for _, tt := range wireMessages {

@@ -407,7 +407,7 @@ func (q *queue) take(s *session, dst []byte) []byte {
 	}
 	now := time.Now()
 	before := s.held.len()
-	queued := now.Sub(q.begun)
+	queued, sent := now.Sub(q.begun), now.Sub(q.run.started)
 	limit := q.limit(s) // taking moves tasks, and leaves as many as there were
 	for r := q.first(); r != nil && s.held.len() < limit && len(dst) < chunkBytes; r = q.first() {
 		suspect := r.Losses > 0
@@ -418,8 +418,7 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		}
 		start := len(dst)
 		if len(r.Task.Instruction) < s.maxLine { // else do not even try
-			dst = appendMessage(dst, message{verb: verbRun, task: r.Index, attempt: r.Attempts + 1,
-				time: cmp.Or(r.Task.Timeout, q.run.config.taskTimeout), text: r.Task.Instruction})
+			dst = appendRun(dst, r.Index, r.Attempts+1, cmp.Or(r.Task.Timeout, q.run.config.taskTimeout), r.Task.Instruction)
 		}
 		size := len(dst) - start
 		if size == 0 || size > s.maxLine {
@@ -440,7 +439,8 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		r.Attempts++
 		r.Worker = s.name
 		r.Queued = queued
-		s.held.put(r.Index, flight{result: r, sent: now.Sub(q.run.started), cost: int32(cost), suspect: suspect})
+		f := s.held.add(r.Index)
+		f.result, f.sent, f.cost, f.suspect = r, sent, int32(cost), suspect
 		if suspect {
 			s.suspects++
 			if limit == 1 {
@@ -474,31 +474,34 @@ func (q *queue) stopping() bool {
 	return q.failure != nil && q.run.config.onFailure == StopSoon
 }
 
-// release takes a task out of what s holds. It reports false if s does not
-// hold it. q.mu is held.
-func (q *queue) release(s *session, task int) (flight, bool) {
-	f, ok := s.held.take(task)
-	if ok {
-		s.cost -= int(f.cost)
-		s.cramped = false
-		q.inFlight--
-		if f.suspect {
-			s.suspects--
-		}
-		if s.alone == f.result {
-			s.alone = nil
-		}
-		if f.asked && s.awaited > 0 {
-			s.setAwaited(s.awaited - 1)
-		}
+// release takes a task out of what s holds, and says when it was sent. It returns
+// nil if s does not hold it. q.mu is held.
+func (q *queue) release(s *session, task int) (r *Result, sent time.Duration) {
+	i, ok := s.held.find(task)
+	if !ok {
+		return nil, 0
 	}
-	return f, ok
+	f := s.held.at(i)
+	r, sent = f.result, f.sent
+	s.cost -= int(f.cost)
+	s.cramped = false
+	q.inFlight--
+	if f.suspect {
+		s.suspects--
+	}
+	if s.alone == r {
+		s.alone = nil
+	}
+	if f.asked && s.awaited > 0 {
+		s.setAwaited(s.awaited - 1)
+	}
+	s.held.remove(i)
+	return r, sent
 }
 
 // failed takes note of a FAIL: the task is tried again, or settled. q.mu is
 // held.
-func (q *queue) failed(s *session, f flight, m *message, now time.Time) {
-	r := f.result
+func (q *queue) failed(s *session, r *Result, m *message, roundTrip time.Duration, now time.Time) {
 	why := &RemoteError{Kind: m.word, Text: cut(m.text, maxFailText)}
 	outcome := Failed
 	if m.word == kindCanceled {
@@ -507,7 +510,7 @@ func (q *queue) failed(s *session, f flight, m *message, now time.Time) {
 	s.link.counts.add(outcome)
 	delay, retry := q.run.config.retry.delay(r.Retries+1, m.word, m.time, q.run.config.jitter)
 	if !retry || q.halted != notHalted {
-		q.settle(r, outcome, why, now.Sub(q.run.started)-f.sent)
+		q.settle(r, outcome, why, roundTrip)
 		return
 	}
 	r.Retries++

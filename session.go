@@ -112,7 +112,8 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 // greet reads WELCOME. Its *ProtocolError is this side's finding unless it is
 // Remote.
 func (s *session) greet() error {
-	m, err := s.wire.read()
+	var m message
+	err := s.wire.read(&m)
 	var fault *ProtocolError
 	alert := alertOf(err)
 	switch {
@@ -275,33 +276,31 @@ func (s *session) whyLostLocked(err error) error {
 
 // read handles messages until the session is over: nil after GOODBYE.
 func (s *session) read() error {
-	var batch []message
+	var batch []message // reports not settled yet
 	for {
-		m, err := s.wire.read()
+		batch = append(batch, message{})
+		m := &batch[len(batch)-1]
+		err := s.wire.read(m)
 		if err == nil {
 			err = s.judge(m.verb)
 		}
-		if err != nil {
-			if fault := s.report(batch); fault != nil {
-				return fault
-			}
-			return err
-		}
-		isReport := m.verb == verbDone || m.verb == verbFail || m.verb == verbReturn
-		if isReport {
-			batch = append(batch, m)
-		}
-		if !isReport || !s.wire.in.more() {
-			if err := s.report(batch); err != nil {
-				return err
-			}
-			clear(batch)
-			batch = batch[:0]
-		}
-		if isReport {
+		isReport := err == nil && (m.verb == verbDone || m.verb == verbFail || m.verb == verbReturn)
+		if isReport && s.wire.in.more() {
 			continue
 		}
-		switch m.verb {
+		other := *m
+		if !isReport {
+			batch = batch[:len(batch)-1]
+		}
+		if fault := s.report(batch); fault != nil {
+			return fault
+		}
+		clear(batch)
+		batch = batch[:0]
+		if err != nil {
+			return err
+		}
+		switch m := other; m.verb {
 		case verbPing:
 			if !s.wire.sendUrgent(message{verb: verbPong, task: m.task}) {
 				return faultf(codeFlood, "too many PINGs whose PONGs are not read")
@@ -341,35 +340,36 @@ func (s *session) report(batch []message) error {
 	q.mu.Lock()
 	defer q.unlock()
 	now := time.Now()
+	at := now.Sub(s.run.started)
 	executed := 0
 	var spent time.Duration // since their sending, added up
 	var back []*Result
 	var err error
 	for i := range batch {
 		m := &batch[i]
-		f, ok := q.release(s, m.task)
-		if !ok {
+		r, sent := q.release(s, m.task)
+		if r == nil {
 			err = faultf(codeTask, "%s for task %d, which is not in flight here", m.verb, m.task)
 			break
 		}
-		r := f.result
+		roundTrip := at - sent
 		if m.verb != verbReturn {
 			s.heardOf = true
 			q.progressed()
 			executed++
-			spent += now.Sub(s.run.started) - f.sent
+			spent += roundTrip
 		}
 		switch m.verb {
 		case verbDone:
 			r.Output = m.text
 			r.Executed = m.time
 			s.link.counts.add(Done)
-			q.settle(r, Done, nil, now.Sub(s.run.started)-f.sent)
+			q.settle(r, Done, nil, roundTrip)
 		case verbFail:
 			if m.word == kindStuck {
 				q.loseSlot(s)
 			}
-			q.failed(s, f, m, now)
+			q.failed(s, r, m, roundTrip, now)
 		case verbReturn:
 			back = append(back, r)
 			q.troubles.Returns++

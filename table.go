@@ -11,6 +11,7 @@ import "math/bits"
 // The zero value is empty.
 type table[V any] struct {
 	entries []tableEntry[V] // a power of two, never more than half of them used
+	digit   uint            // bits of an index in entries
 	used    int
 }
 
@@ -26,8 +27,7 @@ func (t *table[V]) len() int { return t.used }
 // those that are a multiple of its size apart are told apart by their higher
 // digits.
 func (t *table[V]) home(key uint) int {
-	digit := uint(bits.Len(uint(len(t.entries) - 1)))
-	return int((key + key>>digit + key>>(2*digit)) & uint(len(t.entries)-1))
+	return int(key+key>>t.digit+key>>(2*t.digit)) & (len(t.entries) - 1)
 }
 
 // away is how far the entry at i is from where it belongs.
@@ -35,8 +35,11 @@ func (t *table[V]) away(i int) int {
 	return (i - t.home(t.entries[i].key)) & (len(t.entries) - 1)
 }
 
-// find returns where number is. There is something.
+// find returns where number is, or where it would be put.
 func (t *table[V]) find(number int) (i int, found bool) {
+	if len(t.entries) == 0 {
+		return 0, false
+	}
 	key := uint(number) + 1
 	i = t.home(key)
 	for far := 0; t.entries[i].key != key; far++ {
@@ -48,10 +51,12 @@ func (t *table[V]) find(number int) (i int, found bool) {
 	return i, true
 }
 
+// at is what is with the number that find has found at i. The pointer is valid
+// until the table changes: values are written and read where they are, since
+// moving them takes longer than finding them.
+func (t *table[V]) at(i int) *V { return &t.entries[i].value }
+
 func (t *table[V]) get(number int) (v V, ok bool) {
-	if t.used == 0 {
-		return v, false
-	}
 	i, ok := t.find(number)
 	if ok {
 		v = t.entries[i].value
@@ -62,52 +67,69 @@ func (t *table[V]) get(number int) (v V, ok bool) {
 // put enters v, and reports false, and does nothing, if number is there
 // already.
 func (t *table[V]) put(number int, v V) bool {
-	if 2*t.used >= len(t.entries) {
-		t.grow()
-	}
-	if _, found := t.find(number); found {
+	p := t.add(number)
+	if p == nil {
 		return false
 	}
-	t.enter(tableEntry[V]{uint(number) + 1, v})
+	*p = v
 	return true
 }
 
-// enter puts e in, of which there is nothing yet. Whatever is nearer to where
-// it belongs gives way to what is not.
-func (t *table[V]) enter(e tableEntry[V]) {
-	i := t.home(e.key)
-	for far := 0; t.entries[i].key != 0; far++ {
-		if there := t.away(i); there < far {
-			t.entries[i], e = e, t.entries[i]
-			far = there
-		}
-		i = (i + 1) & (len(t.entries) - 1)
+// add enters number with a zero value, and returns that as at does; nil, and does
+// nothing, if number is there already.
+func (t *table[V]) add(number int) *V {
+	if 2*t.used >= len(t.entries) {
+		t.grow()
+	}
+	i, found := t.find(number)
+	if found {
+		return nil
+	}
+	if t.entries[i].key != 0 {
+		t.makeRoom(i)
+	}
+	t.entries[i].key = uint(number) + 1
+	t.used++
+	return &t.entries[i].value
+}
+
+// makeRoom moves on what is at i and follows it: all of that is nearer to where
+// it belongs than what gets the place.
+func (t *table[V]) makeRoom(i int) {
+	last := len(t.entries) - 1
+	var e tableEntry[V]
+	for t.entries[i].key != 0 {
+		t.entries[i], e = e, t.entries[i]
+		i = (i + 1) & last
 	}
 	t.entries[i] = e
-	t.used++
 }
 
 func (t *table[V]) grow() {
 	old := t.entries
 	t.entries = make([]tableEntry[V], max(16, 2*len(old)))
+	t.digit = uint(bits.Len(uint(len(t.entries) - 1)))
 	t.used = 0
 	for _, e := range old {
 		if e.key != 0 {
-			t.enter(e)
+			*t.add(int(e.key - 1)) = e.value
 		}
 	}
 }
 
 // take takes number out, and returns what was there.
 func (t *table[V]) take(number int) (v V, ok bool) {
-	if t.used == 0 {
-		return v, false
-	}
 	i, ok := t.find(number)
 	if !ok {
 		return v, false
 	}
 	v = t.entries[i].value
+	t.remove(i)
+	return v, true
+}
+
+// remove takes out the number that find has found at i.
+func (t *table[V]) remove(i int) {
 	// What follows moves up, up to what is where it belongs, so that no marks are
 	// needed for what was deleted. Numbers that follow one another are all where
 	// they belong, and nothing moves.
@@ -118,7 +140,6 @@ func (t *table[V]) take(number int) (v V, ok bool) {
 	}
 	t.entries[i] = tableEntry[V]{}
 	t.used--
-	return v, true
 }
 
 // all gives the numbers and what is with them, in no order. The table must not

@@ -204,14 +204,14 @@ func (c *wire) silent(timeout, interval time.Duration) bool {
 	return now-heard >= timeout && probed > 0 && now-probed >= timeout-interval
 }
 
-// read returns the next message. A *ProtocolError is this side's finding, and
-// any other error the connection's.
-func (c *wire) read() (message, error) {
+// read fills in m with the next message. A *ProtocolError is this side's finding,
+// and any other error the connection's.
+func (c *wire) read(m *message) error {
 	line, err := c.in.next()
 	if err != nil {
-		return message{}, err
+		return err
 	}
-	return parseMessage(line)
+	return m.parse(line)
 }
 
 // midLine says for how long to believe that a line longer than a chunk is on its

@@ -499,7 +499,7 @@ func TestReaderThatStallsIsCutOff(t *testing.T) {
 		if d := time.Since(start); d != writeTimeout || !errors.Is(w.err, os.ErrDeadlineExceeded) {
 			t.Errorf("the writer ended after %v with %v", d, w.err)
 		}
-		_, err := w.read()
+		err := w.read(new(message))
 		if d := time.Since(start); d > writeTimeout+lastWordsTimeout || !isTimeout(err) {
 			t.Errorf("the reader ended after %v with %v", d, err)
 		}
@@ -523,7 +523,8 @@ func TestPeersLastWordsAreHeardAfterAWriteError(t *testing.T) {
 			time.Sleep(lastWordsTimeout / 2)
 			io.WriteString(there, "ERROR busy too many sessions\n")
 		}()
-		m, err := w.read()
+		var m message
+		err := w.read(&m)
 		if want := (message{verb: verbError, word: codeBusy, text: "too many sessions"}); m != want || err != nil {
 			t.Errorf("read %+v, %v; want %+v", m, err, want)
 		}
@@ -545,11 +546,11 @@ func TestReaderEndsAfterAWriteErrorThoughTheHandshakeIsOver(t *testing.T) {
 			io.WriteString(there, "DRAIN\n")
 		}()
 		start := time.Now()
-		if _, err := w.read(); err != nil {
+		if err := w.read(new(message)); err != nil {
 			t.Fatal(err)
 		}
 		w.liftReadDeadline()
-		if _, err := w.read(); !isTimeout(err) || time.Since(start) > lastWordsTimeout {
+		if err := w.read(new(message)); !isTimeout(err) || time.Since(start) > lastWordsTimeout {
 			t.Errorf("the reader ended after %v with %v", time.Since(start), err)
 		}
 		here.Close()
@@ -703,7 +704,7 @@ func TestLastWordsReachAPeerThatIsStillWriting(t *testing.T) {
 				ended := make(chan struct{})
 				go func() {
 					defer close(ended)
-					if _, err := w.read(); err != nil {
+					if err := w.read(new(message)); err != nil {
 						t.Errorf("reading the first line: %v", err)
 					}
 					w.end(how, []byte("ERROR window too much in flight\n"))

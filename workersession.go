@@ -145,7 +145,8 @@ func (s *workerSession) read() error {
 		return err
 	}
 	for {
-		m, err := s.wire.read()
+		var m message
+		err := s.wire.read(&m)
 		if err == nil {
 			err = s.handle(m)
 		}
@@ -184,7 +185,8 @@ func (s *workerSession) greet() error {
 		return err
 	}
 	s.wire.setReadDeadline(deadline)
-	m, err := s.wire.read()
+	var m message
+	err := s.wire.read(&m)
 	var fault *ProtocolError
 	switch {
 	case isTimeout(err):

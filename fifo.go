@@ -28,12 +28,17 @@ func (f *fifo[T]) push(v T) {
 
 // pop takes the first. There is something.
 func (f *fifo[T]) pop() T {
-	v := f.list[f.head]
+	v := f.first()
+	f.drop()
+	return v
+}
+
+// drop takes the first away. There is something.
+func (f *fifo[T]) drop() {
 	var none T
 	f.list[f.head] = none
 	f.head++
 	if f.head == len(f.list) {
 		f.list, f.head = f.list[:0], 0
 	}
-	return v
 }

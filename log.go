@@ -166,7 +166,7 @@ func (l *sessionLog) started(j *job) {
 	l.logger.Debug("task started", keyTask, j.number, keyAttempt, j.attempt, keyInstruction, logged(j.instruction))
 }
 
-func (l *sessionLog) finished(j *job, m message) {
+func (l *sessionLog) finished(j *job, m *message) {
 	switch {
 	case m.verb == verbDone:
 		l.logger.Debug("task done", keyTask, j.number, keyAttempt, j.attempt, keyElapsed, m.time)

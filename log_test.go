@@ -396,7 +396,7 @@ func TestNothingIsAllocatedForTasksThatAreNotLogged(t *testing.T) {
 		if n := testing.AllocsPerRun(100, func() {
 			if log.debugs() {
 				log.started(j)
-				log.finished(j, message{verb: verbDone})
+				log.finished(j, &message{verb: verbDone})
 			}
 		}); n != 0 {
 			t.Errorf("%s, a worker allocates %v times a task", name, n)

@@ -122,6 +122,7 @@ func TestDocumentedTranscriptsHoldForAWorker(t *testing.T) {
 				for _, s := range transcript {
 					if s.by == "C" {
 						p.send(s.line)
+						synctest.Wait() // a task that CANCEL finds started is one whose handler runs
 						continue
 					}
 					expectSaid(t, p, s)

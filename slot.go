@@ -40,7 +40,8 @@ func (q *jobs) end() int { return q.taken + q.len() }
 // if there is none.
 func (q *jobs) next(j *job) bool {
 	for q.len() > 0 {
-		*j = q.pop()
+		*j = q.fifo.first()
+		q.drop()
 		q.taken++
 		if !j.returned {
 			return true
@@ -161,7 +162,7 @@ func (l *slot) run() {
 		// The handler called runtime.Goexit: this goroutine is ending, and
 		// the slot needs another.
 		if l.ctx != nil {
-			l.report(message{verb: verbFail, task: l.job.number, word: kindPanic, text: "the handler ended its goroutine (runtime.Goexit)"})
+			l.report(&message{verb: verbFail, task: l.job.number, word: kindPanic, text: "the handler ended its goroutine (runtime.Goexit)"})
 		}
 		if l.next() {
 			l.session.slots.Go(l.run)
@@ -194,18 +195,19 @@ func (l *slot) execute(start time.Duration) (end time.Duration) {
 	s := l.session
 	if s.ctx.Err() != nil {
 		// The session was canceled or lost before its list was emptied.
-		l.report(message{verb: verbReturn, task: l.job.number})
+		l.report(&message{verb: verbReturn, task: l.job.number})
 		return start
 	}
 	if s.log.debugs() {
 		return l.executeLogged()
 	}
-	m := l.call()
+	var m message
+	l.call(&m)
 	end = s.wire.age()
 	if m.verb == verbDone {
 		m.time = end - start
 	}
-	if l.report(m) {
+	if l.report(&m) {
 		end = s.wire.age() // the wait is none of the next task's time
 	}
 	return end
@@ -216,23 +218,26 @@ func (l *slot) executeLogged() (end time.Duration) {
 	s, j := l.session, l.job
 	s.log.started(&j)
 	start := s.wire.age()
-	m := l.call()
+	var m message
+	l.call(&m)
 	if m.verb == verbDone {
 		m.time = s.wire.age() - start
 	}
-	l.report(m)
+	l.report(&m)
 	s.wire.wakeWriter() // a report does not wait for a logger
-	s.log.finished(&j, m)
+	s.log.finished(&j, &m)
 	return s.wire.age()
 }
 
-// call calls the handler and turns what it returns, or panics with, into a
-// report.
-func (l *slot) call() (m message) {
+// call calls the handler and makes m, which is empty, a report of what it
+// returns or panics with.
+func (l *slot) call(m *message) {
 	s, j := l.session, &l.job
+	m.task = j.number
 	defer func() {
 		if v := recover(); v != nil {
-			m = message{verb: verbFail, task: j.number, word: kindPanic, text: cut(fmt.Sprintf("panic: %v", v), maxFailText/4) + "\n" + shortStack(debug.Stack())}
+			m.verb, m.word = verbFail, kindPanic
+			m.text = cut(fmt.Sprintf("panic: %v", v), maxFailText/4) + "\n" + shortStack(debug.Stack())
 		}
 	}()
 	var ctx context.Context = l.ctx
@@ -245,23 +250,23 @@ func (l *slot) call() (m message) {
 	}
 	output, err := s.worker.handler.Handle(ctx, Task{Category: s.hello.Category, Instruction: j.instruction})
 	if err == nil {
-		return message{verb: verbDone, task: j.number, text: output}
+		m.verb, m.text = verbDone, output
+		return
 	}
-	kind := kindError
+	m.verb, m.word = verbFail, kindError
 	final, after := wishOf(err)
 	switch {
 	case final:
-		kind = kindFinal
+		m.word = kindFinal
 	case s.ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(s.ctx))):
-		kind = kindCanceled
+		m.word = kindCanceled
 	case j.timeout > 0 && ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded):
-		kind = kindTimeout
+		m.word = kindTimeout
 	}
-	text := err.Error()
-	if text == "" {
-		text = fmt.Sprintf("%T without a text", err)
+	m.time, m.text = after, err.Error()
+	if m.text == "" {
+		m.text = fmt.Sprintf("%T without a text", err)
 	}
-	return message{verb: verbFail, task: j.number, word: kind, time: after, text: text}
 }
 
 // stuckGrace is what a handler has to return after its task's time is over,
@@ -312,7 +317,7 @@ func (w *Worker) unstick(c *jobContext) {
 // report adds the report of the slot's job, as soon as there is room, and says
 // whether it had to wait for that. If no other session wants the slot it goes on
 // to the next job at once, under the same lock.
-func (l *slot) report(m message) (waited bool) {
+func (l *slot) report(m *message) (waited bool) {
 	s, w := l.session, l.session.worker
 	if m.verb == verbFail {
 		m.text = cutText(m.text)
@@ -355,7 +360,7 @@ func (l *slot) report(m message) (waited bool) {
 }
 
 // reportSettled adds the report of a job that ran. s.mu is held.
-func (s *workerSession) reportSettled(m message) {
+func (s *workerSession) reportSettled(m *message) {
 	if s.state == sessionFinished {
 		return
 	}
@@ -364,7 +369,7 @@ func (s *workerSession) reportSettled(m message) {
 	if n := len(s.out) - before; n > s.hello.MaxLine {
 		s.out = s.out[:before]
 		// An output is not cut: half of one would pass for a whole.
-		s.addReport(message{verb: verbFail, task: m.task, word: kindOutput,
+		s.addReport(&message{verb: verbFail, task: m.task, word: kindOutput,
 			text: fmt.Sprintf("the output needs a line of %d bytes, over the coordinator's limit of %d", n, s.hello.MaxLine)})
 	}
 }

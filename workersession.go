@@ -144,11 +144,11 @@ func (s *workerSession) read() error {
 	if err := s.greet(); err != nil {
 		return err
 	}
+	var m message
 	for {
-		var m message
 		err := s.wire.read(&m)
 		if err == nil {
-			err = s.handle(m)
+			err = s.handle(&m)
 		}
 		if err == nil && len(s.batch) > 0 && !s.wire.in.more() {
 			err = s.acceptBatch()
@@ -313,7 +313,7 @@ func isTimeout(err error) bool {
 }
 
 // handle acts on one message. Its error ends the session.
-func (s *workerSession) handle(m message) error {
+func (s *workerSession) handle(m *message) error {
 	if m.verb != verbRun {
 		if err := s.acceptBatch(); err != nil {
 			return err
@@ -327,8 +327,10 @@ func (s *workerSession) handle(m message) error {
 		return nil
 	}
 	if m.verb == verbRun { // of a state that has changed meanwhile, admit will know
-		// The cost leaves out the verb and numbers: it is never more than the coordinator counts.
-		s.batch = append(s.batch, job{number: m.task, attempt: m.attempt, timeout: m.time, instruction: m.text, cost: int32(taskCost(len(m.text)))})
+		s.batch = append(s.batch, job{})
+		j := &s.batch[len(s.batch)-1]
+		j.number, j.attempt, j.timeout, j.instruction = m.task, m.attempt, m.time, m.text
+		j.cost = int32(taskCost(len(m.text))) // without the verb and numbers: never more than the coordinator counts
 		return s.chatter.note(verbRun)
 	}
 	if err := s.chatter.note(m.verb); err != nil {
@@ -451,16 +453,16 @@ func (s *workerSession) stuckBeside(j *job) bool {
 
 // appendReport adds a line for the writer, and wakes it. s.mu is held.
 func (s *workerSession) appendReport(m message) {
-	s.addReport(m)
+	s.addReport(&m)
 	s.wire.wakeWriter()
 }
 
 // addReport adds a line. s.mu is held.
-func (s *workerSession) addReport(m message) {
+func (s *workerSession) addReport(m *message) {
 	if m.verb == verbReturn {
 		s.worker.returned.Add(1)
 	}
-	s.out = appendMessage(s.out, m)
+	s.out = appendMessage(s.out, *m)
 }
 
 // flooded says whether the reader's own answers pile up unread, beside as many

@@ -58,7 +58,7 @@ func whoMaySayWhat(t *testing.T, states ...string) map[string]map[verb]string {
 		}
 		var verbs []verb
 		for word := range strings.SplitSeq(row[0], ", ") {
-			if v := parseVerb(word); v != verbNone {
+			if v := parseVerb([]byte(word)); v != verbNone {
 				verbs = append(verbs, v)
 			}
 		}

@@ -2,10 +2,10 @@ package taskexec
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"net"
 	"slices"
-	"strings"
 	"testing"
 )
 
@@ -23,10 +23,10 @@ func serveLines(ln net.Listener) {
 		if err != nil {
 			return
 		}
-		_, rest, _ := strings.Cut(line, " ")
-		task, _, _ := strings.Cut(rest, " ")
+		_, rest, _ := bytes.Cut(line, []byte(" "))
+		task, _, _ := bytes.Cut(rest, []byte(" "))
 		out.WriteString("DONE ")
-		out.WriteString(task)
+		out.Write(task)
 		out.WriteString(" 0\n")
 		if !in.more() {
 			out.Flush()

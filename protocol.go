@@ -1,6 +1,7 @@
 package taskexec
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -66,9 +67,9 @@ var verbNames = [...]string{
 
 func (v verb) String() string { return verbNames[v] }
 
-func parseVerb(word string) verb {
+func parseVerb(word []byte) verb {
 	// A switch, not a map: it is on the path of every message.
-	switch word {
+	switch string(word) {
 	case "RUN":
 		return verbRun
 	case "DONE":
@@ -269,16 +270,13 @@ func ceilDiv(d, unit time.Duration, most int64) int64 {
 }
 
 // parse takes a line apart, its newline already cut off. Its error is a
-// *ProtocolError with codeSyntax, and m is then zero. The strings of the message
-// share line's memory where no escape stands in between.
-//
-// It reads a string rather than bytes because the text outlives the read
-// buffer: one copy of a whole batch of lines then serves all their texts.
+// *ProtocolError with codeSyntax, and m is then zero. m keeps nothing of line,
+// which may be a part of a buffer: its text comes from texts.
 //
 // It fills in a message where it is to be, rather than return it, because there
 // may be millions a second, and copying one takes longer than most of this.
-func (m *message) parse(line string) error {
-	f := fields{rest: line, more: true}
+func (m *message) parse(line []byte, texts *texts) error {
+	f := fields{rest: line, more: true, texts: texts}
 	word := f.word()
 	*m = message{}
 	m.verb = parseVerb(word)
@@ -297,7 +295,7 @@ func (m *message) parse(line string) error {
 		m.text = f.text()
 	case verbFail:
 		m.task = int(f.number(maxNumber))
-		m.word = f.word()
+		m.word = string(f.word())
 		m.time = time.Duration(f.number(maxMillis)) * time.Millisecond
 		m.text = f.text()
 		if !validKind(m.word) && f.fault == "" {
@@ -312,69 +310,78 @@ func (m *message) parse(line string) error {
 		f.end()
 	case verbError:
 		// Any code: those of later versions should be heard too.
-		m.word = f.word()
+		m.word = string(f.word())
 		m.text = f.text()
 		if strings.IndexFunc(m.word, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
 			f.fail("bad code " + quote(m.word))
 		}
 	case verbHello, verbWelcome:
-		m.word = f.word()
-		m.text = f.rest
+		m.word = string(f.word())
+		m.text = string(f.rest)
 	case verbNone:
-		f.fault = "unknown verb " + quote(word)
+		f.fault = "unknown verb " + quote(string(word))
 	}
 	if f.fault != "" {
 		*m = message{}
-		return faultf(codeSyntax, "%s in line %s", f.fault, quote(line))
+		return faultf(codeSyntax, "%s in line %s", f.fault, quote(string(line)))
 	}
 	return nil
 }
 
 // fields cuts a line at its spaces. The first thing wrong is kept in fault.
 type fields struct {
-	rest  string
+	rest  []byte
 	more  bool // rest is there, though it may be empty
 	fault string
+	texts *texts
 }
 
-func (f *fields) word() string {
-	if !f.more || f.rest == "" || f.rest[0] == ' ' {
+func (f *fields) word() []byte {
+	if !f.more || len(f.rest) == 0 || f.rest[0] == ' ' {
 		f.fail("missing field")
-		return ""
+		return nil
 	}
-	var w string
-	w, f.rest, f.more = strings.Cut(f.rest, " ")
+	n := 0
+	for n < len(f.rest) && f.rest[n] != ' ' { // not by bytes.IndexByte: words are short
+		n++
+	}
+	w := f.rest[:n]
+	f.cut(n)
 	return w
+}
+
+// cut leaves what stands behind the next n bytes and a space.
+func (f *fields) cut(n int) {
+	if n == len(f.rest) {
+		f.rest, f.more = nil, false
+	} else {
+		f.rest = f.rest[n+1:]
+	}
 }
 
 // number reads digits, with neither sign nor leading zero, so that every
 // number has one form.
 func (f *fields) number(most int64) int64 {
 	// What is right is read in one go, and what is wrong again, to say why.
-	if n, size := digits(f.rest); size > 0 && n <= most && f.more && f.fault == "" {
-		if size == len(f.rest) {
-			f.rest, f.more = "", false
-			return n
-		}
-		if f.rest[size] == ' ' {
-			f.rest = f.rest[size+1:]
-			return n
-		}
+	if n, size := digits(f.rest); size > 0 && n <= most && f.more && f.fault == "" &&
+		(size == len(f.rest) || f.rest[size] == ' ') {
+		f.cut(size)
+		return n
 	}
 	w := f.word()
 	if f.fault != "" {
 		return 0
 	}
 	var n int64
-	for i := range len(w) {
+	for i := range w {
 		d := w[i] - '0'
 		if d > 9 || (w[0] == '0' && len(w) > 1) {
-			f.fail("bad number " + quote(w))
+			f.fail("bad number " + quote(string(w)))
 			return 0
 		}
 		n = n*10 + int64(d)
 		if n > most {
-			f.fail("number " + quote(w) + " is over " + strconv.FormatInt(most, 10))
+			f.fail("number " + quote(string(w)) + " is over " + strconv.FormatInt(most, 10))
 			return 0
 		}
 	}
@@ -383,7 +390,7 @@ func (f *fields) number(most int64) int64 {
 
 // digits reads the number that s begins with, and how many bytes it has: 0 if
 // there is none, or one in more than one form, or that could overflow.
-func digits(s string) (n int64, size int) {
+func digits(s []byte) (n int64, size int) {
 	const most = 18 // so many nines fit an int64
 	for size < len(s) && s[size]-'0' <= 9 {
 		n = n*10 + int64(s[size]-'0')
@@ -400,10 +407,10 @@ func digits(s string) (n int64, size int) {
 
 // text reads the rest of the line.
 func (f *fields) text() string {
-	if !f.more || f.rest == "" {
+	if !f.more || len(f.rest) == 0 || f.fault != "" {
 		return ""
 	}
-	text, ok := unescape(f.rest)
+	text, ok := f.texts.unescaped(f.rest)
 	if !ok {
 		f.fail("bad escape")
 	}
@@ -422,35 +429,56 @@ func (f *fields) fail(fault string) {
 	}
 }
 
-// unescape undoes appendText's escapes. Any other escape, and a bare carriage
-// return, is not ok: every text has one encoding.
-func unescape(s string) (string, bool) {
-	if strings.IndexByte(s, '\r') >= 0 {
+// texts makes the texts of messages out of the bytes of lines. Short ones share
+// pieces of memory, so that a task costs no allocation of its own; a piece is
+// small, so that a text which is kept holds on to little besides.
+type texts struct {
+	piece strings.Builder
+}
+
+const (
+	pieceBytes = 4 << 10
+	longText   = pieceBytes / 4 // has memory of its own
+)
+
+// unescaped is what appendText has written. Any escape that it does not make,
+// and a bare carriage return, is not ok: every text has one encoding.
+func (t *texts) unescaped(escaped []byte) (text string, ok bool) {
+	if bytes.IndexByte(escaped, '\r') >= 0 {
 		return "", false
 	}
-	i := strings.IndexByte(s, '\\')
-	if i < 0 {
-		return s, true
+	i := bytes.IndexByte(escaped, '\\')
+	if i < 0 && len(escaped) > longText {
+		return string(escaped), true
 	}
-	b := make([]byte, 0, len(s))
-	for ; i >= 0; i = strings.IndexByte(s, '\\') {
-		b = append(b, s[:i]...)
-		if i+1 == len(s) {
+	b := &t.piece
+	if len(escaped) > longText {
+		b = new(strings.Builder)
+	}
+	if b.Cap()-b.Len() < len(escaped) {
+		b.Reset() // those who have texts of it keep the old piece
+		b.Grow(max(pieceBytes, len(escaped)))
+	}
+	start := b.Len()
+	for ; i >= 0; i = bytes.IndexByte(escaped, '\\') {
+		b.Write(escaped[:i])
+		if i+1 == len(escaped) {
 			return "", false
 		}
-		switch s[i+1] {
+		switch escaped[i+1] {
 		case '\\':
-			b = append(b, '\\')
+			b.WriteByte('\\')
 		case 'n':
-			b = append(b, '\n')
+			b.WriteByte('\n')
 		case 'r':
-			b = append(b, '\r')
+			b.WriteByte('\r')
 		default:
 			return "", false
 		}
-		s = s[i+2:]
+		escaped = escaped[i+2:]
 	}
-	return string(append(b, s...)), true
+	b.Write(escaped)
+	return b.String()[start:], true
 }
 
 // hello is the object of HELLO.

@@ -50,7 +50,7 @@ var wireMessages = []struct {
 
 // parseMessage is parse for a test, which has no message to fill in.
 func parseMessage(line string) (m message, err error) {
-	err = m.parse(line)
+	err = m.parse([]byte(line), new(texts))
 	return m, err
 }
 
@@ -483,10 +483,11 @@ func FuzzEscapes(f *testing.F) {
 		if strings.ContainsAny(line, "\n\r") {
 			t.Errorf("%q is escaped as %q", text, line)
 		}
-		if got, ok := unescape(strings.TrimPrefix(line, " ")); !ok || got != text {
+		var read texts
+		if got, ok := read.unescaped([]byte(strings.TrimPrefix(line, " "))); !ok || got != text {
 			t.Errorf("%q comes back as %q, %v", text, got, ok)
 		}
-		if got, ok := unescape(text); ok && text != "" && !strings.Contains(text, "\n") && string(appendText(nil, got)) != " "+text {
+		if got, ok := read.unescaped([]byte(text)); ok && text != "" && !strings.Contains(text, "\n") && string(appendText(nil, got)) != " "+text {
 			t.Errorf("%q and another text both mean %q", text, got)
 		}
 		checkHarmless(t, text)
@@ -587,6 +588,7 @@ func BenchmarkAppend(b *testing.B) {
 }
 
 func TestEscapesAreTheSameWhereverTheyStandInALongText(t *testing.T) {
+	var read texts
 	for _, c := range []string{"\n", "\r", `\`, "\\\n\r"} {
 		for at := range 1100 {
 			text := strings.Repeat("x", at) + c + strings.Repeat("y", 1100-at)
@@ -595,7 +597,7 @@ func TestEscapesAreTheSameWhereverTheyStandInALongText(t *testing.T) {
 			if line != want {
 				t.Fatalf("%q at %d is written %q", c, at, line)
 			}
-			if got, ok := unescape(line[1:]); !ok || got != text {
+			if got, ok := read.unescaped([]byte(line[1:])); !ok || got != text {
 				t.Fatalf("%q at %d is read %q", c, at, got)
 			}
 		}

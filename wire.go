@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,10 +28,10 @@ var errTorn = errors.New("connection closed inside a line")
 type lineReader struct {
 	src   io.Reader
 	limit int    // of one line, newline included
-	lines string // whole lines, not handed out yet
-	batch int    // bytes of the string that lines, and whatever was cut from it, share
-	buf   []byte // the line that has begun, and room to read more
-	n     int    // bytes of it that are read
+	buf   []byte // whole lines, the line that has begun, and room to read more
+	first int    // of buf, where the lines begin that are not handed out yet
+	end   int    // where they end
+	n     int    // bytes of buf that are read
 	calm  int    // batches since the room beyond readBufferMax was needed
 }
 
@@ -43,64 +42,78 @@ const (
 	readBatchCalm = 16       // so many batches without one end that
 )
 
-// next returns the next line, without its newline. io.EOF comes between lines
-// only; an end inside a line is errTorn.
-func (r *lineReader) next() (string, error) {
-	for r.lines == "" {
+// next returns the next line, without its newline, valid until more has reported
+// false and next is called again. io.EOF comes between lines only; an end inside a
+// line is errTorn.
+func (r *lineReader) next() ([]byte, error) {
+	for !r.more() {
 		if err := r.fill(); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
-	i := strings.IndexByte(r.lines, '\n')
-	line := r.lines[:i]
-	r.lines = r.lines[i+1:]
+	i := bytes.IndexByte(r.buf[r.first:r.end], '\n')
+	line := r.buf[r.first : r.first+i]
+	r.first += i + 1
 	if i+1 > r.limit {
-		return "", faultf(codeLine, "a line of %d bytes is over the limit of %d", i+1, r.limit)
+		return nil, faultf(codeLine, "a line of %d bytes is over the limit of %d", i+1, r.limit)
 	}
 	return line, nil
 }
 
 // more reports whether next has a line at hand without reading.
-func (r *lineReader) more() bool { return r.lines != "" }
+func (r *lineReader) more() bool { return r.first < r.end }
 
-// fill reads once. All whole lines then at hand become one string, so that
-// the texts cut from it share one allocation.
+// begun is how many bytes of the next line are read, if there is no whole one.
+func (r *lineReader) begun() int { return r.n - r.end }
+
+// forget gives up what is read.
+func (r *lineReader) forget() { r.buf, r.first, r.end, r.n = nil, 0, 0, 0 }
+
+// fill reads once, when all whole lines are handed out.
 func (r *lineReader) fill() error {
-	if r.n >= r.limit {
+	if r.begun() >= r.limit {
 		return faultf(codeLine, "a line is over the limit of %d bytes", r.limit)
 	}
-	if r.n == len(r.buf) {
-		// Not by append, which would add a quarter of what is asked for.
-		buf := make([]byte, max(readBufferMin, min(2*len(r.buf), r.limit)))
-		copy(buf, r.buf)
-		r.buf = buf
+	if r.end > 0 || r.n == len(r.buf) {
+		r.makeRoom()
 	}
 	n, err := r.src.Read(r.buf[r.n:])
 	fresh := r.buf[r.n : r.n+n]
 	r.n += n
 	if end := lastNewline(fresh) + 1; end > 0 {
-		end += r.n - n
-		r.lines = string(r.buf[:end])
-		r.batch = end
-		full := r.n == len(r.buf)
-		rest := r.buf[end:r.n]
-		if r.calm++; r.n > readBufferMax {
-			r.calm = 0
-		}
-		switch {
-		case len(r.buf) > readBufferMax && len(rest) <= readBufferMax &&
-			(r.calm >= readBatchCalm || len(r.buf) > readBufferFew*readBufferMax):
-			r.buf = make([]byte, readBufferMax) // long lines should not cost the session their length for ever
-		case full && len(r.buf) < readBufferMax:
-			r.buf = make([]byte, 2*len(r.buf))
-		}
-		r.n = copy(r.buf, rest)
+		r.end = r.n - n + end
 		return nil // an error comes again with the next read
 	}
 	if err == io.EOF && r.n > 0 {
 		return errTorn
 	}
 	return err
+}
+
+// makeRoom moves the line that has begun to where there is room to read more of
+// it: to the beginning of the buffer, or of another, as long as what comes
+// makes good use of it.
+func (r *lineReader) makeRoom() {
+	size := len(r.buf)
+	switch {
+	case r.end == 0: // the line fills it
+		size = max(readBufferMin, min(2*size, r.limit))
+	case r.n == size && size < readBufferMax:
+		size *= 2
+	case size > readBufferMax: // long lines should not cost the session their length for ever
+		if r.calm++; r.n > readBufferMax {
+			r.calm = 0
+		}
+		if r.begun() <= readBufferMax && (r.calm >= readBatchCalm || size > readBufferFew*readBufferMax) {
+			size = readBufferMax
+		}
+	}
+	begun := r.buf[r.end:r.n]
+	if size != len(r.buf) {
+		r.buf = make([]byte, size)
+	}
+	r.n = copy(r.buf, begun)
+	r.first, r.end = 0, 0
 }
 
 // lastNewline is where the last newline is; -1 if there is none. It looks for the
@@ -126,6 +139,7 @@ func lastNewline(b []byte) int {
 type wire struct {
 	conn   net.Conn
 	in     lineReader
+	texts  texts // of what is read
 	source source
 	wake   chan struct{} // holds a token when the writer has something to look at
 	buf    []byte        // what is being written; for whoever has claimed the writing
@@ -183,7 +197,7 @@ func (c *wire) age() time.Duration { return time.Since(c.born) }
 type listening struct{ c *wire }
 
 func (l listening) Read(p []byte) (int, error) {
-	l.c.midRead.Store(l.c.in.n > chunkBytes)
+	l.c.midRead.Store(l.c.in.begun() > chunkBytes)
 	n, err := l.c.conn.Read(p)
 	if n > 0 {
 		l.c.heard.Store(int64(l.c.age()))
@@ -211,7 +225,7 @@ func (c *wire) read(m *message) error {
 	if err != nil {
 		return err
 	}
-	return m.parse(line)
+	return m.parse(line, &c.texts)
 }
 
 // midLine says for how long to believe that a line longer than a chunk is on its
@@ -322,7 +336,7 @@ func (c *wire) endWithError(e *ProtocolError) {
 // much has come. A line that has begun goes at once: a peer that was told that
 // it is too long should not have it kept for a second more.
 func (c *wire) discard() {
-	c.in.buf, c.in.lines = nil, ""
+	c.in.forget()
 	io.CopyN(io.Discard, c.conn, discardBytes)
 }
 

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 )
@@ -375,7 +374,6 @@ func (s *workerSession) acceptBatch() error {
 	if !serves(s.worker.config.categories, s.hello.Category) {
 		return faultf(codeCategory, "this worker does not serve category %s", quote(s.hello.Category))
 	}
-	s.keepLittle(batch)
 	w := s.worker
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -389,22 +387,6 @@ func (s *workerSession) acceptBatch() error {
 	}
 	w.dispatch()
 	return nil
-}
-
-// keepLittle copies the instructions of a batch if they would hold on to much
-// more than themselves: they are cut from all that was read with them, and a peer
-// decides what that is.
-func (s *workerSession) keepLittle(batch []job) {
-	bytes := 0
-	for _, j := range batch {
-		bytes += int(j.cost)
-	}
-	if bytes >= s.wire.in.batch/4 {
-		return
-	}
-	for i := range batch {
-		batch[i].instruction = strings.Clone(batch[i].instruction)
-	}
 }
 
 // admit enters jobs as in flight, or gives them back in a session that takes

@@ -209,6 +209,9 @@ func appendRun(dst []byte, task, attempt int, timeout time.Duration, text string
 }
 
 func appendNumber[N int | int64](dst []byte, n N) []byte {
+	if 0 <= n && n <= 9 { // most attempts and times
+		return append(dst, ' ', '0'+byte(n))
+	}
 	return strconv.AppendInt(append(dst, ' '), int64(n), 10)
 }
 
@@ -342,8 +345,16 @@ func (f *fields) word() string {
 		f.fail("missing field")
 		return ""
 	}
-	var w string
-	w, f.rest, f.more = strings.Cut(f.rest, " ")
+	n := 0
+	for n < len(f.rest) && f.rest[n] != ' ' { // not by strings.IndexByte: words are short
+		n++
+	}
+	w := f.rest[:n]
+	if n == len(f.rest) {
+		f.rest, f.more = "", false
+		return w
+	}
+	f.rest = f.rest[n+1:]
 	return w
 }
 

@@ -210,6 +210,9 @@ func appendRun(dst []byte, task, attempt int, timeout time.Duration, text string
 }
 
 func appendNumber[N int | int64](dst []byte, n N) []byte {
+	if 0 <= n && n <= 9 { // most attempts and times
+		return append(dst, ' ', '0'+byte(n))
+	}
 	return strconv.AppendInt(append(dst, ' '), int64(n), 10)
 }
 

@@ -334,9 +334,9 @@ func (q *queue) first() *Result {
 	return nil
 }
 
-// drop takes first away. q.mu is held.
-func (q *queue) drop() {
-	if len(q.again) > 0 && q.again[0] == q.first() {
+// drop takes r away, which is first. q.mu is held.
+func (q *queue) drop(r *Result) {
+	if len(q.again) > 0 && q.again[0] == r {
 		heap.Pop(&q.again)
 		return
 	}
@@ -423,7 +423,7 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		size := len(dst) - start
 		if size == 0 || size > s.maxLine {
 			dst = dst[:start]
-			q.drop()
+			q.drop(r)
 			q.settle(r, Failed, fmt.Errorf("an instruction of %d bytes does not fit in a line of worker %s, which takes %d bytes, escapes included",
 				len(r.Task.Instruction), quoteUnlessPlain(s.name), s.maxLine), 0)
 			continue
@@ -435,7 +435,7 @@ func (q *queue) take(s *session, dst []byte) []byte {
 			q.cramped = true
 			break
 		}
-		q.drop()
+		q.drop(r)
 		r.Attempts++
 		r.Worker = s.name
 		r.Queued = queued

@@ -172,11 +172,11 @@ type message struct {
 
 // appendMessage appends m's line, newline included.
 func appendMessage(dst []byte, m message) []byte {
-	start := len(dst)
+	if m.verb == verbRun {
+		return appendRun(dst, m.task, m.attempt, m.time, m.text)
+	}
 	dst = append(dst, m.verb.String()...)
 	switch m.verb {
-	case verbRun:
-		return appendRun(dst[:start], m.task, m.attempt, m.time, m.text)
 	case verbDone:
 		dst = appendNumber(dst, m.task)
 		dst = appendNumber(dst, ceilDiv(m.time, time.Microsecond, maxMicros))

@@ -439,7 +439,7 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		r.Attempts++
 		r.Worker = s.name
 		r.Queued = queued
-		f := s.held.add(r.Index)
+		f, _ := s.held.add(r.Index)
 		f.result, f.sent, f.cost, f.suspect = r, sent, int32(cost), suspect
 		if suspect {
 			s.suspects++

@@ -288,7 +288,7 @@ func (s *session) read() error {
 		if isReport && s.wire.in.more() {
 			continue
 		}
-		other := *m
+		other := *m // of which the batch keeps nothing
 		if !isReport {
 			batch = batch[:len(batch)-1]
 		}

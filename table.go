@@ -67,34 +67,33 @@ func (t *table[V]) get(number int) (v V, ok bool) {
 // put enters v, and reports false, and does nothing, if number is there
 // already.
 func (t *table[V]) put(number int, v V) bool {
-	p := t.add(number)
-	if p == nil {
-		return false
+	p, added := t.add(number)
+	if added {
+		*p = v
 	}
-	*p = v
-	return true
+	return added
 }
 
-// add enters number with a zero value, and returns that as at does; nil, and does
-// nothing, if number is there already.
-func (t *table[V]) add(number int) *V {
+// add returns what is with number, as at does, after it has entered number with a
+// zero value unless it is there already.
+func (t *table[V]) add(number int) (v *V, added bool) {
 	if 2*t.used >= len(t.entries) {
 		t.grow()
 	}
 	i, found := t.find(number)
 	if found {
-		return nil
+		return t.at(i), false
 	}
 	if t.entries[i].key != 0 {
 		t.makeRoom(i)
 	}
 	t.entries[i].key = uint(number) + 1
 	t.used++
-	return &t.entries[i].value
+	return t.at(i), true
 }
 
-// makeRoom moves on what is at i and follows it: all of that is nearer to where
-// it belongs than what gets the place.
+// makeRoom moves on what is at i and what follows without a gap: all of that
+// belongs behind where that belongs which gets the place.
 func (t *table[V]) makeRoom(i int) {
 	last := len(t.entries) - 1
 	var e tableEntry[V]
@@ -112,7 +111,7 @@ func (t *table[V]) grow() {
 	t.used = 0
 	for _, e := range old {
 		if e.key != 0 {
-			*t.add(int(e.key - 1)) = e.value
+			t.put(int(e.key-1), e.value)
 		}
 	}
 }

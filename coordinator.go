@@ -240,6 +240,12 @@ func (r *run) execute(ctx context.Context, body func(context.Context) error) err
 // runPlan goes through the stages of the planned tasks.
 func (r *run) runPlan(ctx context.Context) error {
 	r.results = make([]Result, len(r.tasks))
+	for i := range r.results {
+		// At once, before the collector reads them, which so much new memory
+		// brings about: a page that is read before it is written is given twice by
+		// the kernel, and the second time it interrupts every processor.
+		r.results[i].Index = i
+	}
 	plan, err := newPlan(r.tasks, r.config.order, r.config.sequence)
 	if err != nil {
 		if refused := (*TaskError)(nil); errors.As(err, &refused) {
@@ -423,7 +429,7 @@ func (r *run) runGroup(number int, g stageGroup) *Result {
 		}
 		for _, i := range rest[:n] {
 			res := &r.results[i]
-			res.Index, res.Task = i, r.tasks[i]
+			res.Task = r.tasks[i]
 			res.Task.Category = g.category
 			if taken {
 				r.delivery.expect(res)

@@ -113,13 +113,17 @@ const (
 	kindOutput   = "output"   // the output does not fit in a line
 )
 
-func validKind(kind string) bool {
-	switch kind {
-	case kindError, kindFinal, kindPanic, kindCanceled, kindTimeout, kindStuck, kindOutput:
-		return true
+// kindOf is the kind that word names; "" if it is none.
+func kindOf(word []byte) string {
+	for _, kind := range kinds {
+		if string(word) == kind {
+			return kind
+		}
 	}
-	return false
+	return ""
 }
+
+var kinds = [...]string{kindError, kindFinal, kindPanic, kindCanceled, kindTimeout, kindStuck, kindOutput}
 
 // The codes of ERROR: why a session is closed.
 const (
@@ -298,11 +302,12 @@ func (m *message) parse(line []byte, texts *texts) error {
 		m.text = f.text()
 	case verbFail:
 		m.task = int(f.number(maxNumber))
-		m.word = string(f.word())
+		kind := f.word()
+		m.word = kindOf(kind)
 		m.time = time.Duration(f.number(maxMillis)) * time.Millisecond
 		m.text = f.text()
-		if !validKind(m.word) && f.fault == "" {
-			f.fault = "unknown kind " + quote(m.word)
+		if m.word == "" && f.fault == "" {
+			f.fault = "unknown kind " + quote(string(kind))
 		}
 	case verbRecall, verbReturn, verbPing, verbPong:
 		m.task = int(f.number(maxNumber))

@@ -558,8 +558,11 @@ func BenchmarkParse(b *testing.B) {
 		b.Run(bb.name, func(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(bb.line) + 1))
+			line := []byte(bb.line)
+			var m message
+			var read texts
 			for b.Loop() {
-				if _, err := parseMessage(bb.line); err != nil {
+				if err := m.parse(line, &read); err != nil {
 					b.Fatal(err)
 				}
 			}

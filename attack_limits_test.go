@@ -1,8 +1,11 @@
 package taskexec
 
 import (
+	"context"
+	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -119,4 +122,57 @@ func TestAttackOfLinesThatBringNoWork(t *testing.T) {
 			a.run(tasksOf("a", 1)...)
 		})
 	}
+}
+
+// Tasks that wait take no more memory than is stated, though the peer has each of
+// them stand among others that it takes back.
+func TestAttackOfTasksThatHoldOnToOthers(t *testing.T) {
+	const most = 5 << 20 // of .github/SECURITY.md
+	release := make(chan struct{})
+	worker := NewWorker(HandlerFunc(func(context.Context, Task) (string, error) {
+		<-release
+		return "", nil
+	}))
+	here, there := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- worker.ServeConn(t.Context(), there) }()
+	p := newPeer(t, here)
+	p.send(helloA)
+	p.expect("WELCOME …")
+	other := fmt.Sprintf("RUN %d 1 0 %s\nRECALL %[1]d\n", windowTasks, strings.Repeat("x", longText))
+	const waiting = windowTasks - 2 // and one that runs, and one that comes and goes
+	lines := new(strings.Builder)
+	lines.WriteString("RUN 0 1 0 x\n")
+	for i := range waiting {
+		fmt.Fprintf(lines, "RUN %d 1 0 x\n", i+1)
+		for range pieceBytes/longText + 1 {
+			lines.WriteString(other)
+		}
+	}
+	lines.WriteString("PING 1\n")
+	before := heapInUse()
+	go io.WriteString(here, lines.String())
+	line := p.next()
+	for strings.HasPrefix(line, "RETURN ") {
+		line = p.next()
+	}
+	if line != "PONG 1" {
+		t.Errorf("got %q", line)
+	}
+	if n := heapInUse() - before; n > most {
+		t.Errorf("%d tasks that wait take %d bytes, and %d are stated", waiting, n, most)
+	}
+	runtime.KeepAlive(lines) // before and after
+	if stats := worker.Stats(); stats.Waiting != waiting {
+		t.Errorf("%d tasks wait, want %d", stats.Waiting, waiting)
+	}
+	here.Close()
+	close(release)
+	<-served
+}
+
+// heapInUse is what is left on the heap when garbage is collected.
+func heapInUse() int64 {
+	runtime.GC()
+	return heapBytes()
 }

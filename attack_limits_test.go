@@ -171,6 +171,37 @@ func TestAttackOfTasksThatHoldOnToOthers(t *testing.T) {
 	<-served
 }
 
+// RUNs that are read together are taken window by window: the list of them stays
+// with the session, and does not grow to what the room for one very long line
+// can hold of them.
+func TestAttackOfManyRunsReadTogether(t *testing.T) {
+	worker := NewWorker(parrot)
+	here, there := net.Pipe() // of which all is read that there is room for
+	served := make(chan error, 1)
+	go func() { served <- worker.ServeConn(t.Context(), there) }()
+	p := newPeer(t, here)
+	p.send(helloA)
+	p.expect("WELCOME …")
+	p.send("CANCEL", "PING 1") // what follows is given back
+	p.expect("PONG 1")
+	session := (&workerTest{t: t, worker: worker}).only()
+	var lines strings.Builder
+	for _, kib := range []int{900, 200} { // the second begins in the room for the first
+		lines.WriteString("RUN 1 1 0 " + strings.Repeat("x", kib<<10) + "\n")
+	}
+	const short = 80_000
+	lines.WriteString(strings.Repeat("RUN 1 1 0\n", short))
+	go io.WriteString(here, lines.String())
+	for range short + 2 {
+		p.expect("RETURN 1")
+	}
+	here.Close()
+	<-served
+	if n := cap(session.batch); n > 2*windowTasks {
+		t.Errorf("the session goes on holding room for %d RUNs", n)
+	}
+}
+
 // heapInUse is what is left on the heap when garbage is collected.
 func heapInUse() int64 {
 	runtime.GC()

@@ -1,8 +1,11 @@
 package taskexec
 
 import (
+	"context"
+	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -119,4 +122,88 @@ func TestAttackOfLinesThatBringNoWork(t *testing.T) {
 			a.run(tasksOf("a", 1)...)
 		})
 	}
+}
+
+// Tasks that wait take no more memory than is stated, though the peer has each of
+// them stand among others that it takes back.
+func TestAttackOfTasksThatHoldOnToOthers(t *testing.T) {
+	const most = 5 << 20 // of .github/SECURITY.md
+	release := make(chan struct{})
+	worker := NewWorker(HandlerFunc(func(context.Context, Task) (string, error) {
+		<-release
+		return "", nil
+	}))
+	here, there := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- worker.ServeConn(t.Context(), there) }()
+	p := newPeer(t, here)
+	p.send(helloA)
+	p.expect("WELCOME …")
+	other := fmt.Sprintf("RUN %d 1 0 %s\nRECALL %[1]d\n", windowTasks, strings.Repeat("x", longText))
+	const waiting = windowTasks - 2 // and one that runs, and one that comes and goes
+	lines := new(strings.Builder)
+	lines.WriteString("RUN 0 1 0 x\n")
+	for i := range waiting {
+		fmt.Fprintf(lines, "RUN %d 1 0 x\n", i+1)
+		for range pieceBytes/longText + 1 {
+			lines.WriteString(other)
+		}
+	}
+	lines.WriteString("PING 1\n")
+	before := heapInUse()
+	go io.WriteString(here, lines.String())
+	line := p.next()
+	for strings.HasPrefix(line, "RETURN ") {
+		line = p.next()
+	}
+	if line != "PONG 1" {
+		t.Errorf("got %q", line)
+	}
+	if n := heapInUse() - before; n > most {
+		t.Errorf("%d tasks that wait take %d bytes, and %d are stated", waiting, n, most)
+	}
+	runtime.KeepAlive(lines) // before and after
+	if stats := worker.Stats(); stats.Waiting != waiting {
+		t.Errorf("%d tasks wait, want %d", stats.Waiting, waiting)
+	}
+	here.Close()
+	close(release)
+	<-served
+}
+
+// RUNs that are read together are taken window by window: the list of them stays
+// with the session, and does not grow to what the room for one very long line
+// can hold of them.
+func TestAttackOfManyRunsReadTogether(t *testing.T) {
+	worker := NewWorker(parrot)
+	here, there := net.Pipe() // of which all is read that there is room for
+	served := make(chan error, 1)
+	go func() { served <- worker.ServeConn(t.Context(), there) }()
+	p := newPeer(t, here)
+	p.send(helloA)
+	p.expect("WELCOME …")
+	p.send("CANCEL", "PING 1") // what follows is given back
+	p.expect("PONG 1")
+	session := (&workerTest{t: t, worker: worker}).only()
+	var lines strings.Builder
+	for _, kib := range []int{900, 200} { // the second begins in the room for the first
+		lines.WriteString("RUN 1 1 0 " + strings.Repeat("x", kib<<10) + "\n")
+	}
+	const short = 80_000
+	lines.WriteString(strings.Repeat("RUN 1 1 0\n", short))
+	go io.WriteString(here, lines.String())
+	for range short + 2 {
+		p.expect("RETURN 1")
+	}
+	here.Close()
+	<-served
+	if n := cap(session.batch); n > 2*windowTasks {
+		t.Errorf("the session goes on holding room for %d RUNs", n)
+	}
+}
+
+// heapInUse is what is left on the heap when garbage is collected.
+func heapInUse() int64 {
+	runtime.GC()
+	return heapBytes()
 }

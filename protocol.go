@@ -439,14 +439,15 @@ func (f *fields) fail(fault string) {
 
 // texts makes the texts of messages out of the bytes of lines. Short ones share
 // pieces of memory, so that a task costs no allocation of its own; a piece is
-// small, so that a text which is kept holds on to little besides.
+// small, so that a text which is kept, when a peer has the rest of its piece
+// given up, holds on to four times what a task counts for and no more.
 type texts struct {
 	piece strings.Builder
 }
 
 const (
-	pieceBytes = 4 << 10
-	longText   = pieceBytes / 4 // has memory of its own
+	pieceBytes = 4 * minTaskCost
+	longText   = minTaskCost // has memory of its own
 )
 
 // unescaped is what appendText has written. Any escape that it does not make,

@@ -104,7 +104,7 @@ func (r *lineReader) makeRoom() {
 		if r.calm++; r.n > readBufferMax {
 			r.calm = 0
 		}
-		if r.begun() <= readBufferMax && (r.calm >= readBatchCalm || size > readBufferFew*readBufferMax) {
+		if r.begun() < readBufferMax && (r.calm >= readBatchCalm || size > readBufferFew*readBufferMax) {
 			size = readBufferMax
 		}
 	}

@@ -872,3 +872,30 @@ func TestRoomForLongLinesIsKeptWhileTheyCome(t *testing.T) {
 		t.Errorf("after one very long line it keeps %d bytes", len(r.buf))
 	}
 }
+
+// fullReader fails the test if it is asked for nothing: what a connection answers
+// to that is its own affair.
+type fullReader struct {
+	t   *testing.T
+	src io.Reader
+}
+
+func (r fullReader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		r.t.Error("the reader asks for no bytes")
+	}
+	return r.src.Read(p)
+}
+
+// A line that has begun leaves room to read more of it in the smaller buffer that
+// takes over.
+func TestReaderAlwaysHasRoomToRead(t *testing.T) {
+	for _, begun := range []int{readBufferMax - 1, readBufferMax, readBufferMax + 1} {
+		first := strings.Repeat("x", defaultMaxLine-begun-1) + "\n" // the rest of the room for it is begun
+		second := strings.Repeat("y", 2*readBufferMax) + "\n"
+		r := &lineReader{src: fullReader{t, strings.NewReader(first + second)}, limit: defaultMaxLine}
+		if lines, err := readLines(r); err != io.EOF || len(lines) != 2 || lines[0]+"\n" != first || lines[1]+"\n" != second {
+			t.Errorf("%d bytes of a line begun: %d lines, %v", begun, len(lines), err)
+		}
+	}
+}

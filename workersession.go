@@ -149,7 +149,7 @@ func (s *workerSession) read() error {
 		if err == nil {
 			err = s.handle(&m)
 		}
-		if err == nil && len(s.batch) > 0 && !s.wire.in.more() {
+		if n := len(s.batch); err == nil && (n == windowTasks || n > 0 && !s.wire.in.more()) {
 			err = s.acceptBatch()
 		}
 		if err != nil {

@@ -285,7 +285,7 @@ func (s *session) read() error {
 			err = s.judge(m.verb)
 		}
 		isReport := err == nil && (m.verb == verbDone || m.verb == verbFail || m.verb == verbReturn)
-		if isReport && s.wire.in.more() {
+		if isReport && len(batch) < windowTasks && s.wire.in.more() {
 			continue
 		}
 		other := *m // of which the batch keeps nothing

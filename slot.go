@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -303,6 +304,16 @@ func (l *slot) foundStuck(c *jobContext) {
 	if stuck {
 		s.sayGoodbyeIfDrained()
 	}
+}
+
+// stuckNow lists the stuck jobs, by TaskInfo.Key.
+func (w *Worker) stuckNow() map[string]stuckJob {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.stuck) == 0 {
+		return nil
+	}
+	return maps.Clone(w.stuck)
 }
 
 // unstick forgets a stuck job whose handler has returned.

@@ -375,11 +375,11 @@ func (s *workerSession) acceptBatch() error {
 		return faultf(codeCategory, "this worker does not serve category %s", quote(s.hello.Category))
 	}
 	w := s.worker
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err := s.admit(batch); err != nil {
+	if err := s.admit(batch, w.stuckNow()); err != nil {
 		return err
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if !s.inTurn {
 		s.inTurn = true
 		w.turns = append(w.turns, s)
@@ -390,8 +390,9 @@ func (s *workerSession) acceptBatch() error {
 }
 
 // admit enters jobs as in flight, or gives them back in a session that takes
-// no more. Worker.mu is held.
-func (s *workerSession) admit(batch []job) error {
+// no more. One whose earlier attempt is stuck here fails: that was so before its
+// coordinator could know of it, and send another.
+func (s *workerSession) admit(batch []job, stuck map[string]stuckJob) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range batch {
@@ -413,7 +414,7 @@ func (s *workerSession) admit(batch []job) error {
 		if j.attempt > 1 {
 			s.worker.repeated.Add(1)
 		}
-		if s.stuckBeside(j) {
+		if len(stuck) > 0 && stuck[s.keyOf(j)].ctx != nil {
 			s.settle(j.number, j.cost)
 			s.appendReport(message{verb: verbFail, task: j.number, word: kindError, text: "an earlier attempt still runs on this worker, stuck after its timeout"})
 			continue
@@ -423,14 +424,9 @@ func (s *workerSession) admit(batch []job) error {
 	return s.flooded()
 }
 
-// stuckBeside says whether an earlier attempt at j's task is stuck here. Worker.mu
-// is held.
-func (s *workerSession) stuckBeside(j *job) bool {
-	if len(s.worker.stuck) == 0 {
-		return false
-	}
-	_, stuck := s.worker.stuck[TaskInfo{Run: s.hello.Run, Task: j.number}.Key()]
-	return stuck
+// keyOf is TaskInfo.Key of j's task.
+func (s *workerSession) keyOf(j *job) string {
+	return TaskInfo{Run: s.hello.Run, Task: j.number}.Key()
 }
 
 // appendReport adds a line for the writer, and wakes it. s.mu is held.

@@ -284,9 +284,15 @@ func ceilDiv(d, unit time.Duration, most int64) int64 {
 // may be millions a second, and copying one takes longer than most of this.
 func (m *message) parse(line []byte, texts *texts) error {
 	f := fields{rest: line, more: true, texts: texts}
-	word := f.word()
 	*m = message{}
-	m.verb = parseVerb(word)
+	switch { // most are one of two
+	case len(line) > 4 && string(line[:4]) == "RUN ":
+		m.verb, f.rest = verbRun, line[4:]
+	case len(line) > 5 && string(line[:5]) == "DONE ":
+		m.verb, f.rest = verbDone, line[5:]
+	default:
+		m.verb = parseVerb(f.word())
+	}
 	switch m.verb {
 	case verbRun:
 		m.task = int(f.number(maxNumber))
@@ -327,6 +333,7 @@ func (m *message) parse(line []byte, texts *texts) error {
 		m.word = string(f.word())
 		m.text = string(f.rest)
 	case verbNone:
+		word, _, _ := bytes.Cut(line, []byte(" "))
 		f.fault = "unknown verb " + quote(string(word))
 	}
 	if f.fault != "" {

@@ -332,6 +332,7 @@ type arrangement struct {
 	categories []string // each once; "" if there are tasks without a usable one
 	extents    []extent // of each category
 	of         []int32  // of[i] is the index in categories of task i's category
+	negative   int      // the first task whose timeout is negative; -1 if there is none
 }
 
 // An extent says where the tasks of a category are.
@@ -343,11 +344,14 @@ type extent struct {
 // arrange finds the category of every task. ByInput has the categories in order of first appearance; every other order
 // has those of sequence first, as far as there are tasks of them, and then the rest, sorted.
 func arrange(tasks []Task, order Order, sequence []string) arrangement {
-	a := arrangement{of: make([]int32, len(tasks))}
+	a := arrangement{of: make([]int32, len(tasks)), negative: -1}
 	numbers := make(map[string]int32)
 	var letters [utf8.RuneSelf]int32 // the numbers of categories of one byte, plus 1: most are, and a map takes five times as long
-	for i, task := range tasks {
-		wanted := wantedCategory(task)
+	for i := range tasks {
+		wanted := wantedCategory(tasks[i])
+		if tasks[i].Timeout < 0 && a.negative < 0 {
+			a.negative = i
+		}
 		letter := len(wanted) == 1 && wanted[0] < utf8.RuneSelf
 		var number int32
 		if letter && letters[wanted[0]] > 0 {
@@ -386,8 +390,10 @@ func arrange(tasks []Task, order Order, sequence []string) arrangement {
 		extents[number] = a.extents[numbers[category]]
 	}
 	a.extents = extents
-	for i, number := range a.of {
-		a.of[i] = renumbered[number]
+	if !slices.IsSorted(renumbered) { // else they are as they were
+		for i, number := range a.of {
+			a.of[i] = renumbered[number]
+		}
 	}
 	return a
 }
@@ -457,7 +463,7 @@ func newPlan(tasks []Task, order Order, sequence []string) (*plan, error) {
 		return nil, &TaskError{Index: i, Task: tasks[i], Outcome: Failed, Err: taskFault(tasks[i])}
 	}
 
-	if i := slices.IndexFunc(tasks, func(t Task) bool { return t.Timeout < 0 }); i >= 0 {
+	if i := a.negative; i >= 0 {
 		return nil, &TaskError{Index: i, Task: tasks[i], Outcome: Failed, Err: taskFault(tasks[i])}
 	}
 

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// These attacks are on the limits of a worker: sessions, strangers, and lines
-// that bring no work.
+// These attacks are on limits: how many sessions and strangers a worker has, how
+// many lines bring no work, and what lines make either side hold.
 
 // startPatientWorker is one whose limits are all that ends a stranger's
 // connection while a test runs.
@@ -199,6 +199,47 @@ func TestAttackOfManyRunsReadTogether(t *testing.T) {
 	<-served
 	if n := cap(session.batch); n > 2*windowTasks {
 		t.Errorf("the session goes on holding room for %d RUNs", n)
+	}
+}
+
+// A worker's reports are settled window by window, as a coordinator's RUNs are
+// taken, however many are read together: it is an error anyway to report more.
+func TestAttackOfManyReportsReadTogether(t *testing.T) {
+	var lines strings.Builder
+	for task, kib := range []int{900, 200} { // the second begins in the room for the first
+		fmt.Fprintf(&lines, "DONE %d 0 %s\n", task, strings.Repeat("x", kib<<10))
+	}
+	lines.WriteString(strings.Repeat("DONE 2 0\n", 80_000))
+	attack := lines.String()
+	c, err := NewCoordinator(WithWorkers("a", "worker:1"), WithWorkerWait(0), WithWindow(windowTasks),
+		WithDialer(func(context.Context, string, string) (net.Conn, error) {
+			here, there := net.Pipe() // of which all is read that there is room for
+			go func() {
+				defer there.Close()
+				p := newPeer(t, there)
+				p.next() // HELLO
+				p.send("WELCOME taskexec/1 {\"slots\":3}")
+				for range 3 {
+					p.next()
+				}
+				io.WriteString(there, attack)
+			}()
+			return here, nil
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tasks := []Task{{"a", "0", 0}, {"a", "1", 0}, {"a", "2", 0}}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	report, _ := c.Run(t.Context(), tasks)
+	runtime.ReadMemStats(&after)
+	if report.Counts.Done != len(tasks) {
+		t.Errorf("counts %+v, want all Done", report.Counts)
+	}
+	const most = 8 << 20 // of which the buffers and the outputs take half
+	if n := after.TotalAlloc - before.TotalAlloc; n > most {
+		t.Errorf("it took %d bytes to read %d, want at most %d", n, len(attack), most)
 	}
 }
 

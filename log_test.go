@@ -390,16 +390,22 @@ func TestNothingIsAllocatedForTasksThatAreNotLogged(t *testing.T) {
 	conn, other := net.Pipe()
 	defer conn.Close()
 	defer other.Close()
-	j := &job{instruction: "a1"}
 	r := &Result{Task: Task{"a", "a1", 0}, Outcome: Done}
-	for name, log := range map[string]*sessionLog{"silent": silent.newSessionLog(conn), "at Info": quiet.newSessionLog(conn)} {
+	for name, worker := range map[string]*Worker{"silent": silent, "at Info": quiet} {
+		s := &workerSession{worker: worker, log: worker.newSessionLog(conn), ctx: t.Context()}
+		s.wire = newWire(conn, s)
+		s.hello.MaxLine = defaultMaxLine
+		l := s.newSlot()
 		if n := testing.AllocsPerRun(100, func() {
-			if log.debugs() {
-				log.started(j)
-				log.finished(j, &message{verb: verbDone})
-			}
-		}); n != 0 {
-			t.Errorf("%s, a worker allocates %v times a task", name, n)
+			s.out = s.out[:0]
+			s.waiting.push(job{number: 1, attempt: 1, instruction: "a1"})
+			l.begin()
+			l.execute(0)
+		}); n > 1 {
+			t.Errorf("%s, a worker allocates %v times a task, beside its context", name, n-1)
+		}
+		if string(s.out) == "" {
+			t.Errorf("%s, no task was executed", name)
 		}
 	}
 	for name, observer := range map[string]*Observer{"silent": joined(nil, logObserver(nil)), "at Info": joined(nil, logObserver(quiet.config.logger))} {

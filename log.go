@@ -161,17 +161,17 @@ func (l *sessionLog) ended(err error, planned bool) {
 // debugs says whether started and finished log anything.
 func (l *sessionLog) debugs() bool { return l != nil && l.debug }
 
-// started and finished are called by the slot that executes j, if debugs.
+// started and finished are called by the slot that executes a job, if debugs.
 func (l *sessionLog) started(j *job) {
 	l.logger.Debug("task started", keyTask, j.number, keyAttempt, j.attempt, keyInstruction, logged(j.instruction))
 }
 
-func (l *sessionLog) finished(j *job, m *message) {
+func (l *sessionLog) finished(attempt int, m *message) {
 	switch {
 	case m.verb == verbDone:
-		l.logger.Debug("task done", keyTask, j.number, keyAttempt, j.attempt, keyElapsed, m.time)
+		l.logger.Debug("task done", keyTask, m.task, keyAttempt, attempt, keyElapsed, m.time)
 	case m.verb == verbFail:
-		l.logger.Debug("task failed", keyTask, j.number, keyAttempt, j.attempt, keyKind, m.word, keyError, logged(m.text))
+		l.logger.Debug("task failed", keyTask, m.task, keyAttempt, attempt, keyKind, m.word, keyError, logged(m.text))
 	}
 }
 

@@ -199,8 +199,10 @@ func (l *slot) execute(start time.Duration) (end time.Duration) {
 		l.report(&message{verb: verbReturn, task: l.job.number})
 		return start
 	}
-	if s.log.debugs() {
-		return l.executeLogged()
+	attempt, logs := l.job.attempt, s.log.debugs()
+	if logs {
+		s.log.started(&l.job)
+		start = s.wire.age()
 	}
 	var m message
 	l.call(&m)
@@ -208,26 +210,15 @@ func (l *slot) execute(start time.Duration) (end time.Duration) {
 	if m.verb == verbDone {
 		m.time = end - start
 	}
-	if l.report(&m) {
+	waited := l.report(&m)
+	if logs {
+		s.wire.wakeWriter() // a report does not wait for a logger
+		s.log.finished(attempt, &m)
+	}
+	if waited || logs {
 		end = s.wire.age() // the wait is none of the next task's time
 	}
 	return end
-}
-
-// executeLogged is execute with a logger that takes note of each task.
-func (l *slot) executeLogged() (end time.Duration) {
-	s, j := l.session, l.job
-	s.log.started(&j)
-	start := s.wire.age()
-	var m message
-	l.call(&m)
-	if m.verb == verbDone {
-		m.time = s.wire.age() - start
-	}
-	l.report(&m)
-	s.wire.wakeWriter() // a report does not wait for a logger
-	s.log.finished(&j, &m)
-	return s.wire.age()
 }
 
 // call calls the handler and makes m, which is empty, a report of what it

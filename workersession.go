@@ -390,8 +390,8 @@ func (s *workerSession) acceptBatch() error {
 }
 
 // admit enters jobs as in flight, or gives them back in a session that takes
-// no more. One whose earlier attempt is stuck here fails: that was so before its
-// coordinator could know of it, and send another.
+// no more. One fails if an earlier attempt is among those stuck here just before:
+// what is stuck later its coordinator does not know of yet, and sends no other.
 func (s *workerSession) admit(batch []job, stuck map[string]stuckJob) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -323,6 +323,15 @@ func (q *queue) orphaned() bool {
 // waits is how many tasks could be sent now. q.mu is held.
 func (q *queue) waits() int { return q.waiting.len() + len(q.again) }
 
+// coming is how many tasks wait or are about to: a Run's group lends what is left
+// of it as soon as few wait, a Stream's when its consumer has room. q.mu is held.
+func (q *queue) coming() int {
+	if q.run.delivery != nil {
+		return q.waits()
+	}
+	return q.waits() + q.unlent
+}
+
 // first is the task to be sent next; nil if none waits. q.mu is held.
 func (q *queue) first() *Result {
 	switch {
@@ -357,7 +366,7 @@ func (q *queue) limit(s *session) int {
 	left := int64(q.waits() + q.unlent + q.inFlight)
 	all := int64(max(q.slots, 1))
 	share := (left*int64(s.slots) + all - 1) / all
-	window := min(s.mayHold(), max(s.slots, s.held.len())+max(q.waits()-q.free, 0))
+	window := min(s.mayHold(), max(s.slots, s.held.len())+max(q.coming()-q.free, 0))
 	return max(s.slots, int(min(int64(window), share)))
 }
 

@@ -187,3 +187,32 @@ func checkQueuesOfARun(t *testing.T, seed uint64) {
 		}
 	}
 }
+
+// What a Run has not lent yet comes as soon as little waits. So a session need
+// not be content with its slots because, just then, no more waits than the free
+// slots of others would start. A Stream's consumer may take its time.
+func TestASessionTakesItsWindowWhileMoreIsAboutToBeLent(t *testing.T) {
+	for _, tt := range []struct {
+		reason   string
+		waits    int
+		unlent   int
+		delivery *delivery
+		want     int
+	}{
+		{"much waits", 1000, 0, nil, 50},
+		{"others can start all that is left", 60, 0, nil, 1},
+		{"others can start all but some of what is left", 120, 0, nil, 21},
+		{"little waits, and much is about to", 60, 1000, nil, 50},
+		{"others can start what is about to wait", 60, 30, nil, 1},
+		{"little waits, and who knows when more will", 60, 1000, &delivery{}, 1},
+	} {
+		q := &queue{run: &run{config: &coordinatorConfig{}, delivery: tt.delivery}, slots: 2, free: 100, unlent: tt.unlent}
+		for range tt.waits {
+			q.waiting.push(&Result{})
+		}
+		s := &session{run: q.run, queue: q, slots: 1, window: windowTasks, pace: pace{window: 50}}
+		if got := q.limit(s); got != tt.want {
+			t.Errorf("%s: %d, want %d", tt.reason, got, tt.want)
+		}
+	}
+}

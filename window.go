@@ -30,7 +30,9 @@ import (
 // all slots at work that time, divided by their number, is enough: that is exact for
 // one that is given no more than it has slots. Times in which the worker held
 // nothing do not count, and a mean of times, rather than of rates, forgets
-// within a few tasks that a worker that is slow now was fast.
+// within a few tasks that a worker that is slow now was fast. In it each measure
+// has the weight of its tasks: many that were fast outweigh the first that was
+// not, when the worker and the connection were new.
 //
 // Whatever is measured, a window at most doubles what was in flight at once.
 // So a worker is never given thousands because of one task that took no time,
@@ -58,7 +60,7 @@ type pace struct {
 const (
 	minMeasure  = 100 * time.Microsecond // what is shorter says little, unless the worker has reported all it held
 	tripWeight  = 8                      // the share of a new round trip in the mean is one in so many
-	gapWeight   = 4                      // and that of a new gap
+	gapMemory   = 3                      // tasks a slot, measured before, count as much as those of a new measure
 	shortestGap = 100 * time.Nanosecond
 )
 
@@ -121,7 +123,8 @@ func (p *pace) reported(n int, spent time.Duration, held, slots, most int, now t
 	if p.gap == 0 {
 		p.gap = gap
 	} else {
-		p.gap += (gap - p.gap) / gapWeight
+		n, earlier := time.Duration(max(p.n, slots)), gapMemory*time.Duration(max(slots, 1))
+		p.gap += (gap - p.gap) * n / (n + earlier)
 	}
 	ahead := math.Round(float64(p.trip+p.trip/2+headStart) / float64(p.gap))
 	target := slots + int(min(ahead, float64(windowTasks)))

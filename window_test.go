@@ -131,6 +131,14 @@ func TestTasksThatTakeNoTimeHaveThousandsInFlightWithinMilliseconds(t *testing.T
 	}
 }
 
+func TestAWindowFarAwayIsWideAfterTwentyRoundTrips(t *testing.T) {
+	w := newModelWorker(1, 100*time.Millisecond, 100*time.Microsecond)
+	w.work(20 * w.trip)
+	if enough := int(w.trip / w.takes); w.pace.window < enough {
+		t.Errorf("the window is %d, want %d, which the worker executes in a round trip", w.pace.window, enough)
+	}
+}
+
 func TestAWorkerThatBecomesSlowHasASmallWindowAfterAFewTasks(t *testing.T) {
 	w := newModelWorker(2, 100*time.Microsecond, time.Microsecond)
 	if w.work(20 * time.Millisecond); w.pace.window < 1000 {

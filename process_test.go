@@ -63,7 +63,7 @@ func serveRecorder(ctx context.Context, ln net.Listener, options ...WorkerOption
 		note("began")
 		us, _ := strconv.Atoi(task.Instruction[strings.LastIndexByte(task.Instruction, ' ')+1:])
 		if hang {
-			us = int(time.Hour / time.Microsecond)
+			us = int(30 * time.Minute / time.Microsecond) // fits an int of 32 bits
 		}
 		if !sleep(ctx, time.Duration(us)*time.Microsecond) {
 			note("cut")

@@ -30,7 +30,8 @@ const (
 	minTaskCost    = 256                       // what a short task counts for: windowTasks of them fill windowBytes
 	maxFailText    = minMaxLine - 64           // a longer error message is cut, so that its line fits whatever the limit is
 	maxNameLen     = 255                       // bytes of a category, a worker's name, an instance, a run
-	maxNumber      = (1<<53 - 1) & math.MaxInt // every number fits a double, so that any language can read it
+	maxDouble      = int64(1<<53 - 1)          // every number fits a double, so that any language can read it
+	maxNumber      = (1<<53 - 1) & math.MaxInt // the greatest that counts something here
 	maxMillis      = 1_000_000_000_000
 	maxMicros      = 1_000_000_000_000_000
 )
@@ -497,12 +498,13 @@ func (t *texts) unescaped(escaped []byte) (text string, ok bool) {
 	return b.String()[start:], true
 }
 
-// hello is the object of HELLO.
+// hello is the object of HELLO. Its numbers are of 64 bits everywhere: what a peer
+// has more of than an int can count is no fault.
 type hello struct {
 	Run       string   `json:"run,omitempty"`        // names the run in logs and in the handlers' TaskInfo
 	Category  string   `json:"category"`             // of every task of the session
 	TimeoutMS int64    `json:"timeout_ms,omitempty"` // silence after which the coordinator counts the worker as dead; 0: never
-	MaxLine   int      `json:"max_line,omitempty"`   // longest line the coordinator reads; 0: defaultMaxLine
+	MaxLine   int64    `json:"max_line,omitempty"`   // longest line the coordinator reads; 0: defaultMaxLine
 	Features  []string `json:"features,omitempty"`   // of later versions; unknown ones are ignored
 }
 
@@ -512,9 +514,9 @@ type welcome struct {
 	Worker     string   `json:"worker,omitempty"`     // the worker's name, for people
 	Instance   string   `json:"instance,omitempty"`   // tells one worker from another, whatever their addresses and names
 	Categories []string `json:"categories,omitempty"` // what it serves; none: anything
-	Slots      int      `json:"slots,omitempty"`      // tasks it executes at a time; 0: 1
-	Window     int      `json:"window,omitempty"`     // tasks it lets be in flight; 0: as many as slots
-	MaxLine    int      `json:"max_line,omitempty"`   // longest line it reads; 0: defaultMaxLine
+	Slots      int64    `json:"slots,omitempty"`      // tasks it executes at a time; 0: 1
+	Window     int64    `json:"window,omitempty"`     // tasks it lets be in flight; 0: as many as slots
+	MaxLine    int64    `json:"max_line,omitempty"`   // longest line it reads; 0: defaultMaxLine
 	Heartbeat  bool     `json:"heartbeat,omitempty"`  // it answers PING at once, whatever its handlers do
 	Features   []string `json:"features,omitempty"`
 }
@@ -549,8 +551,8 @@ func parseHello(m message) (hello, error) {
 		return h, faultf(codeGreeting, "run %s is not at most %d bytes of UTF-8 without control characters", quote(h.Run), maxNameLen)
 	case h.TimeoutMS < 0 || h.TimeoutMS > maxMillis:
 		return h, faultf(codeGreeting, "timeout_ms %d is out of range", h.TimeoutMS)
-	case h.MaxLine != 0 && (h.MaxLine < minMaxLine || h.MaxLine > maxNumber):
-		return h, faultf(codeGreeting, "max_line %d is not %d to %d", h.MaxLine, minMaxLine, maxNumber)
+	case h.MaxLine != 0 && (h.MaxLine < minMaxLine || h.MaxLine > maxDouble):
+		return h, faultf(codeGreeting, "max_line %d is not %d to %d", h.MaxLine, minMaxLine, maxDouble)
 	}
 	if h.MaxLine == 0 {
 		h.MaxLine = defaultMaxLine
@@ -571,12 +573,12 @@ func parseWelcome(m message) (welcome, error) {
 		}
 	}
 	switch {
-	case w.Slots < 0 || w.Slots > maxNumber:
-		return w, faultf(codeGreeting, "slots %d is not 0 to %d", w.Slots, maxNumber)
-	case w.Window < 0 || w.Window > maxNumber:
-		return w, faultf(codeGreeting, "window %d is not 0 to %d", w.Window, maxNumber)
-	case w.MaxLine != 0 && (w.MaxLine < minMaxLine || w.MaxLine > maxNumber):
-		return w, faultf(codeGreeting, "max_line %d is not %d to %d", w.MaxLine, minMaxLine, maxNumber)
+	case w.Slots < 0 || w.Slots > maxDouble:
+		return w, faultf(codeGreeting, "slots %d is not 0 to %d", w.Slots, maxDouble)
+	case w.Window < 0 || w.Window > maxDouble:
+		return w, faultf(codeGreeting, "window %d is not 0 to %d", w.Window, maxDouble)
+	case w.MaxLine != 0 && (w.MaxLine < minMaxLine || w.MaxLine > maxDouble):
+		return w, faultf(codeGreeting, "max_line %d is not %d to %d", w.MaxLine, minMaxLine, maxDouble)
 	}
 	if w.Slots == 0 {
 		w.Slots = 1

@@ -228,6 +228,9 @@ func TestGreetingsHaveDefaults(t *testing.T) {
 		{"a window is as many as slots", `WELCOME taskexec/1 {"slots":3}`, welcome{Slots: 3, Window: 3, MaxLine: defaultMaxLine}},
 		{"a whole welcome", `WELCOME taskexec/1 {"worker":"w","instance":"i","categories":["a","b"],"slots":2,"window":8,"max_line":8192,"heartbeat":true,"features":[]}`,
 			welcome{Worker: "w", Instance: "i", Categories: []string{"a", "b"}, Slots: 2, Window: 8, MaxLine: 8192, Heartbeat: true, Features: []string{}}},
+		{"more than an int of 32 bits can count", `WELCOME taskexec/1 {"slots":9007199254740991,"window":9007199254740991,"max_line":9007199254740991}`,
+			welcome{Slots: maxDouble, Window: maxDouble, MaxLine: maxDouble}},
+		{"lines as long as you like", `HELLO taskexec/1 {"category":"a","max_line":9007199254740991}`, hello{Category: "a", MaxLine: maxDouble}},
 	} {
 		t.Run(tt.reason, func(t *testing.T) {
 			got, err := greetingOf(tt.line)

@@ -144,14 +144,14 @@ func (s *session) greet() error {
 		return faultf(codeCategory, "worker %s serves %s, not %s; list it under what it serves", quoteUnlessPlain(s.name), quote(strings.Join(w.Categories, ", ")), quote(s.queue.category))
 	}
 	s.instance = w.Instance
-	granted := min(w.Window, windowTasks)
-	s.slots = min(w.Slots, granted)
+	granted := int(min(w.Window, windowTasks))
+	s.slots = int(min(w.Slots, int64(granted)))
 	s.window = min(granted, max(s.run.config.window, s.slots))
 	if s.run.config.atMostOnce {
 		s.window = s.slots
 	}
 	s.heartbeat = w.Heartbeat
-	s.maxLine = min(w.MaxLine, defaultMaxLine)
+	s.maxLine = int(min(w.MaxLine, defaultMaxLine))
 	s.pace.window = s.slots // until something is measured
 	s.pace.tripTook(s.wire.age())
 	s.wire.in.limit = defaultMaxLine

@@ -368,7 +368,7 @@ func (s *workerSession) reportSettled(m *message) {
 	}
 	before := len(s.out)
 	s.addReport(m)
-	if n := len(s.out) - before; n > s.hello.MaxLine {
+	if n := len(s.out) - before; int64(n) > s.hello.MaxLine {
 		s.out = s.out[:before]
 		// An output is not cut: half of one would pass for a whole.
 		s.addReport(&message{verb: verbFail, task: m.task, word: kindOutput,

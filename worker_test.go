@@ -605,8 +605,8 @@ func TestPingIsAnsweredWhileAllSlotsAreBusy(t *testing.T) {
 		p := start(t, g).session()
 		p.send(append(runs(1, 100), "PING 5")...)
 		p.expect("PONG 5")
-		p.send("PING 9007199254740991", "PONG 3")
-		p.expect("PONG 9007199254740991")
+		p.send(fmt.Sprint("PING ", maxNumber), "PONG 3")
+		p.expect(fmt.Sprint("PONG ", maxNumber))
 	})
 }
 
@@ -991,7 +991,7 @@ func TestReturnsThatAreNotReadAreBounded(t *testing.T) {
 		p.send("RUN 1 1 0 x")
 		g.expectStarted(t, "x")
 		s := wt.only()
-		loop := strings.Repeat("RUN 9007199254740991 1 0 y\nRECALL 9007199254740991\n", 1000)
+		loop := strings.Repeat(fmt.Sprintf("RUN %d 1 0 y\nRECALL %[1]d\n", maxNumber), 1000)
 		peak, wrote := 0, 0
 		for wrote < 64<<20 {
 			n, err := io.WriteString(p.conn, loop)
@@ -1458,7 +1458,7 @@ func TestOutputTooLongForALineFailsItsTask(t *testing.T) {
 		{"a byte over", 4096, strings.Repeat("x", 4097-len("DONE 0 0 \n")), "FAIL 0 output the output needs a line of 4097 bytes, over the coordinator's limit of 4096", "the newline counts"},
 		{"escapes", 4096, strings.Repeat("\n", 3000), "FAIL 0 output the output needs a line of 6010 bytes, over the coordinator's limit of 4096", "encoded bytes count"},
 		{"default", 0, strings.Repeat("x", 1<<20), "FAIL 0 output the output needs a line of 1048586 bytes, over the coordinator's limit of 1048576", "1 MiB unless HELLO says otherwise"},
-		{"no more than the default", 1 << 40, strings.Repeat("x", 1<<20), "FAIL 0 output the output needs a line of 1048586 bytes, over the coordinator's limit of 1048576", "a worker buffers 1 MiB and one line, whatever a peer would read"},
+		{"no more than the default", 1 << 30, strings.Repeat("x", 1<<20), "FAIL 0 output the output needs a line of 1048586 bytes, over the coordinator's limit of 1048576", "a worker buffers 1 MiB and one line, whatever a peer would read"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -117,9 +117,10 @@ type slot struct {
 
 	// Guarded by session.mu; the slot's own goroutine, which alone changes job
 	// and ctx while it runs, reads them without it.
-	job   job
-	ctx   *jobContext // of job; nil if there is none
-	stuck bool        // job is reported as such
+	job      job
+	ctx      *jobContext // of job; nil if there is none
+	returned bool        // its handler has, and its report waits for room
+	stuck    bool        // job is reported as such
 }
 
 // newSlot returns a slot with nothing to execute. s.mu is held.
@@ -277,7 +278,7 @@ func (l *slot) foundStuck(c *jobContext) {
 	s, w := l.session, l.session.worker
 	w.mu.Lock()
 	s.mu.Lock()
-	stuck := l.ctx == c && s.state < sessionFinished // else it has just returned, or there is nobody to report to
+	stuck := l.ctx == c && !l.returned && s.state < sessionFinished // else it has just returned, or there is nobody to report to
 	if stuck {
 		// Entered before it is reported, so that another attempt, which the
 		// report may bring, does not start beside this one.
@@ -331,11 +332,12 @@ func (l *slot) report(m *message) (waited bool) {
 	case verbFail:
 		s.failed++
 	}
-	for !l.stuck && s.state < sessionFinished && len(s.out)+s.writing > reportBytes {
+	stuck, c := l.stuck, l.ctx
+	l.returned = true
+	for !stuck && s.state < sessionFinished && len(s.out)+s.writing > reportBytes {
 		waited = true
 		s.room.Wait()
 	}
-	stuck, c := l.stuck, l.ctx // perhaps only while it waited for room
 	switch {
 	case stuck:
 	case m.verb != verbDone && s.givenUp():
@@ -346,7 +348,7 @@ func (l *slot) report(m *message) (waited bool) {
 		s.reportSettled(m)
 	}
 	draining := s.state == sessionReturns && s.inFlight.len() == 0
-	l.ctx, l.stuck = nil, false
+	l.ctx, l.returned, l.stuck = nil, false, false
 	l.job.instruction = ""
 	if w.sole.Load() == s && !s.log.debugs() { // what waits for a logger has not started
 		l.begin()

@@ -1035,6 +1035,81 @@ func TestARollingRestartLosesAndRepeatsNothing(t *testing.T) {
 	}
 }
 
+// A rolling restart in which the new worker listens before the old one has
+// finished its last task, which takes longer than a run waits for a worker.
+func TestAWorkerThatDrainsIsFollowedBesideItsLastTask(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		var e executions
+		quick, slow := e.handler("a:1", time.Second), e.handler("a:1", time.Hour)
+		p := cl.process("a:1", func(ctx context.Context, task Task) (string, error) {
+			if info, _ := TaskInfoFrom(ctx); info.Task == 0 {
+				return slow(ctx, task)
+			}
+			return quick(ctx, task)
+		})
+		var redialled WorkerSnapshot
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(30*time.Second))
+		cl.after(10*time.Second, func() {
+			go p.current().Shutdown(context.Background())
+			synctest.Wait()
+			p.start()
+		})
+		cl.after(30*time.Minute, func() { redialled = c.Snapshot()[0].Categories[0].Workers[0] })
+		report, err := cl.run(t.Context(), c, tasksOf("a", 6))()
+		if err != nil || report.Elapsed != time.Hour || report.Troubles.Losses != 0 || report.Troubles.Redials != 1 {
+			t.Errorf("got %v after %v, with %+v", err, report.Elapsed, report.Troubles)
+		}
+		for i, r := range report.Results[1:] {
+			if r.Queued > time.Minute {
+				t.Errorf("task %d waited for %v", i+1, r.Queued)
+			}
+		}
+		redialled.Worker, redialled.Sent = "", 0
+		if want := (WorkerSnapshot{Addr: "a:1", Open: true, InFlight: 1, Redials: 1, Counts: Counts{Done: 5}}); redialled != want {
+			t.Errorf("half an hour later the worker is %+v, want %+v", redialled, want)
+		}
+		e.checkNoOverlap(t, nil)
+		checkTroubles(t, report)
+	})
+}
+
+func TestAWorkerThatSaysTwiceThatItDrainsIsFollowedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		times, dialer := cl.dialTimes()
+		ln := cl.network.listen("a:1")
+		cl.stops = append(cl.stops, func() { ln.Close() })
+		session := func() *peer {
+			conn, err := ln.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := newPeer(t, conn)
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"worker":"w"}`)
+			return p
+		}
+		cl.serving.Go(func() {
+			first := session()
+			first.expect("RUN 0 1 …")
+			first.send("DRAIN", "DRAIN")
+			second := session()
+			second.expect("RUN 1 1 …")
+			second.send("DONE 1 0")
+			time.Sleep(time.Minute)
+			first.send("DONE 0 0", "GOODBYE")
+			first.expectEnd()
+			second.expectEnd()
+		})
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Second), dialer)
+		report, err := cl.run(t.Context(), c, tasksOf("a", 2))()
+		if err != nil || len(times.of("a:1")) != 2 {
+			t.Errorf("got %v and %+v; dialled at %v", err, report.Troubles, times.of("a:1"))
+		}
+	})
+}
+
 // shutdowns counts how often workers that a test plays were told to shut down.
 func TestAWorkerThatWasToldToShutDownIsNotDialledAgain(t *testing.T) {
 	// It serves two categories of the run's three, and a supervisor starts it

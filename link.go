@@ -7,13 +7,15 @@ import (
 	"time"
 )
 
-// A link keeps a run connected to one worker of a category: a session at a
-// time, and another when that is lost.
+// A link keeps a run connected to one worker of a category: by a session, and
+// another when that is lost, or its worker drains.
 type link struct {
 	queue *queue
 	addr  string // as given to WithWorkers
 
-	slotEnds time.Time // the slot of the backoff with the latest dial; of the goroutine that dials
+	// of the goroutine that dials, of which there is one at a time
+	slotEnds time.Time // the slot of the backoff with the latest dial
+	failures int       // sessions in a row that were of no use
 
 	// guarded by queue.mu
 	session *session // the latest; nil before the first
@@ -57,17 +59,24 @@ func (l *link) open(ctx context.Context) error {
 // keep serves s, and the sessions that follow it for as long as the run wants
 // them.
 func (l *link) keep(ctx context.Context, s *session) {
-	failures := 0
 	for s != nil {
 		s.serve()
-		// A worker that greets and is lost again before it has executed anything
-		// is not dialled any faster than one that does not greet.
-		if s.reported() {
-			failures = 0
+		if s.followed {
+			return
 		}
-		failures++
-		s = l.redial(ctx, failures, false)
+		s = l.follow(ctx, s)
 	}
+}
+
+// follow connects again after s, whose worker takes no more tasks.
+func (l *link) follow(ctx context.Context, s *session) *session {
+	// A worker that greets and is lost again before it has executed anything
+	// is not dialled any faster than one that does not greet.
+	if s.reported() {
+		l.failures = 0
+	}
+	l.failures++
+	return l.redial(ctx, l.failures, false)
 }
 
 // wanted says whether the run wants another session.

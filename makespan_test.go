@@ -85,7 +85,7 @@ func (w *makespanWorld) run(t *testing.T) (elapsed time.Duration, report *Report
 	for i, slower := range w.slower {
 		worker := simWorkerPlan{Name: fmt.Sprintf("w%d", i), Categories: []string{"a"}, Slots: makespanSlots, Slower: slower}
 		if i == len(w.slower)-1 && w.killed > 0 {
-			worker.Life = []simLifeEvent{{simKilled, w.killed, simNever}}
+			worker.Life = []simLifeEvent{{simKilled, w.killed, simNever, false}}
 		}
 		plan.Workers = append(plan.Workers, worker)
 	}

@@ -59,7 +59,8 @@ type SessionOpenedInfo struct {
 	Window   int    // most tasks that may be in flight to it
 }
 
-// SessionLostInfo says which session is over.
+// SessionLostInfo says which session is over. That of a worker that drains may be
+// so after another was opened with what has followed it at its address.
 type SessionLostInfo struct {
 	Run      string
 	Category string

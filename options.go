@@ -131,6 +131,10 @@ func defaultWorkerConfig() workerConfig {
 // or unix:/path. Called again for the same category it adds to the list. A
 // worker that serves several categories is listed under each. There is no
 // default: a task of a category without workers is refused.
+//
+// An address is connected to again when its worker is lost, and when it drains:
+// what listens there then takes the tasks that wait, while the old worker
+// finishes those that it runs.
 func WithWorkers(category string, addrs ...string) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) {
 		if !validCategory(category) {

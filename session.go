@@ -24,8 +24,9 @@ type session struct {
 	wire  *wire
 	gone  chan struct{} // closed when the session is over, and everything it knew is told
 
-	mayGive atomic.Bool // the worker has reason to send RETURN; set with queue.mu held
-	chatter allowance   // the reader's
+	mayGive  atomic.Bool // the worker has reason to send RETURN; set with queue.mu held
+	chatter  allowance   // the reader's
+	followed bool        // likewise; another goroutine sees to the session that follows
 
 	// From WELCOME; set before the session joins its queue.
 	name      string // the worker's, or its address if it gave none
@@ -239,8 +240,8 @@ func (s *session) leave(err error) {
 	}
 	closed := s.ending
 	s.ending = true
-	if !closed {
-		s.link.lost, s.link.err = s.err, nil
+	if !closed && s.link.session == s {
+		s.link.lost = s.err
 	}
 	q.retire(s)
 	q.sessions = slices.DeleteFunc(q.sessions, func(l *session) bool { return l == s })
@@ -426,13 +427,23 @@ func (s *session) reported() bool {
 	return s.heardOf
 }
 
-// drained takes note of DRAIN.
+// drained takes note of DRAIN. Its last tasks may take their time, and
+// meanwhile another may already listen at the worker's address.
 func (s *session) drained() {
 	q := s.queue
 	q.mu.Lock()
-	defer q.unlock()
 	s.mayGive.Store(true)
 	q.retire(s)
+	q.unlock()
+	if s.followed {
+		return
+	}
+	s.followed = true
+	s.run.sessions.Go(func() error {
+		l, ctx := s.link, s.run.dialing
+		l.keep(ctx, l.follow(ctx, s))
+		return nil
+	})
 }
 
 // saidGoodbye takes note of GOODBYE.

@@ -551,7 +551,7 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) 
 			continue
 		}
 		log := &conn.log
-		if at, ok := told[conn.addr]; ok && conn.opened > at {
+		if at, ok := told[conn.addr]; ok && conn.dialed > at {
 			r.fail("%s was dialled, though its worker was told to shut down", conn.name)
 		}
 		if conn.opened > r.ended {

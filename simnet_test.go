@@ -141,7 +141,7 @@ func (n *simNetwork) dial(ctx context.Context, network, addr string) (net.Conn, 
 			p.Fault = simStall // nobody would ever find out
 		}
 	}
-	client := &simConn{network: n, name: name, run: run, addr: addr, plain: n.plain[host]}
+	client := &simConn{network: n, name: name, run: run, addr: addr, plain: n.plain[host], dialed: n.since()}
 	server := &simConn{network: n, name: name, run: run, addr: addr, plain: n.plain[host]}
 	client.peer, server.peer = server, client
 	up := &simPipe{simPipePlan: plan.Up, from: client, to: server, host: host, incoming: true}
@@ -415,7 +415,7 @@ type simConn struct {
 	peer    *simConn
 	in, out *simPipe
 
-	opened, closedAt            time.Duration
+	dialed, opened, closedAt    time.Duration // dialed is when that began
 	closed                      bool
 	readDeadline, writeDeadline time.Time
 

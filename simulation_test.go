@@ -159,6 +159,7 @@ type simLifeEvent struct {
 	Kind    simFault // simKilled, simPowerLoss, simDrained, simEnded
 	At      time.Duration
 	Restart time.Duration // after it is over; simNever if never
+	Beside  bool          // one that is drained is followed before it is over
 }
 
 type simCoordinatorPlan struct {
@@ -273,6 +274,7 @@ func drawSimPlan(seed uint64) simPlan {
 				at += between(0, p.Calm-at)
 				e.At = at
 				e.Restart = simDuration(random, 2*time.Second)
+				e.Beside = e.Kind == simDrained && chance(2)
 				if chance(10) {
 					e.Restart = simNever
 				}
@@ -331,7 +333,7 @@ func drawSimPlan(seed uint64) simPlan {
 		for i := range p.Workers {
 			w := &p.Workers[i]
 			w.Holes = nil
-			w.Life = []simLifeEvent{{simDrained, at, simDuration(random, 20*time.Millisecond)}}
+			w.Life = []simLifeEvent{{simDrained, at, simDuration(random, 20*time.Millisecond), chance(2)}}
 			at += simDuration(random, 500*time.Millisecond)
 		}
 	}
@@ -739,6 +741,9 @@ func (l *simLife) live(ctx context.Context) {
 		case simDrained:
 			p.setReborn(e.Restart)
 			l.sim.serving.Go(func() { p.worker.Shutdown(context.Background()) })
+			if e.Beside {
+				p.over(ctx, e.Restart)
+			}
 		case simEnded:
 			p.setReborn(e.Restart)
 			p.cancel()
@@ -1003,7 +1008,8 @@ func (s *simulation) observer() Observer {
 		SessionLost: func(i SessionLostInfo) {
 			locked(i.Run, func(r *simRun, now time.Duration) {
 				for _, c := range slices.Backward(s.network.conns) {
-					if c.run == r.number && c.addr == i.Addr {
+					// One that drains is over after the one that follows it has begun.
+					if c.run == r.number && c.addr == i.Addr && c.process.name == i.Worker && c.log.lost == simNever {
 						c.log.lost, c.log.lostWhy = now, i.Err
 						s.tracef("%s is over, goodbye %v: %v", c.name, i.Goodbye, i.Err)
 						break

@@ -78,10 +78,14 @@ func (q *queue) snapshot() CategorySnapshot {
 		Counts:   q.total,
 	}
 	c.Troubles = q.troubles
+	held := make(map[*link]int) // by one that drains and one that follows it, together
+	for _, s := range q.sessions {
+		held[s.link] += s.held.len()
+	}
 	for _, l := range q.links {
-		w := WorkerSnapshot{Worker: l.addr, Addr: l.addr, Sent: l.sent, Redials: l.redials, Counts: l.counts}
+		w := WorkerSnapshot{Worker: l.addr, Addr: l.addr, InFlight: held[l], Sent: l.sent, Redials: l.redials, Counts: l.counts}
 		if s := l.session; s != nil {
-			w.Worker, w.Open, w.InFlight = s.name, s.live, s.held.len()
+			w.Worker, w.Open = s.name, s.live
 		}
 		c.Workers = append(c.Workers, w)
 	}

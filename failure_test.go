@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"slices"
 	"strconv"
@@ -14,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // scripts serves addr with a worker that play plays, once for each session, in
@@ -1071,6 +1074,116 @@ func TestAWorkerThatDrainsIsFollowedBesideItsLastTask(t *testing.T) {
 		}
 		e.checkNoOverlap(t, nil)
 		checkTroubles(t, report)
+	})
+}
+
+// A supervisor starts a worker again a second after it has ended, as most do. That
+// nobody was there before is neither logged as a warning nor makes the run find
+// it late.
+func TestAWorkerThatIsRestartedWhenItsDrainIsOverIsFoundSoon(t *testing.T) {
+	for _, tt := range []struct {
+		order Order
+		takes time.Duration
+		wait  time.Duration
+		most  time.Duration
+	}{
+		{ByCategory, 26 * time.Second, 30 * time.Second, 54 * time.Second}, // a task waits while the worker drains
+		{ByInput, 54 * time.Second, 5 * time.Second, 110 * time.Second},    // none does before that is over
+	} {
+		t.Run(tt.order.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				var e executions
+				p := cl.process("a:1", e.handler("a:1", tt.takes))
+				log := newLogRecorder(slog.LevelWarn)
+				warnings := -1
+				cl.after(time.Second, func() {
+					go func() {
+						p.current().Shutdown(context.Background())
+						warnings = len(log.all())
+						time.Sleep(time.Second)
+						p.start()
+					}()
+				})
+				times, dialer := cl.dialTimes()
+				c := cl.coordinator(WithWorkers("a", "a:1"), WithOrder(tt.order), WithWorkerWait(tt.wait), dialer,
+					withJitter(longest), WithLogger(slog.New(log)))
+				report, err := cl.run(t.Context(), c, tasksOf("a", 2))()
+				if err != nil || report.Elapsed > tt.most || report.Troubles.Losses != 0 {
+					t.Errorf("got %v after %v, with %+v; dialled at %v", err, report.Elapsed, report.Troubles, times.of("a:1"))
+				}
+				if dials := len(times.of("a:1")); warnings != 0 || dials < 5 {
+					t.Errorf("%d warnings while the worker drained, and %d dials in all", warnings, dials)
+				}
+			})
+		})
+	}
+}
+
+// An address that leads to one of many workers, which are restarted one after
+// another behind tasks that take long.
+func TestWorkersThatDrainBehindLongTasksAreEachFollowedAtOnce(t *testing.T) {
+	for _, tt := range []struct {
+		takes  time.Duration
+		drains int
+	}{
+		{time.Hour, mostDraining},            // all beside one another
+		{30 * time.Second, 2 * mostDraining}, // two at most
+	} {
+		t.Run(tt.takes.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				var e executions
+				p := cl.process("a:1", e.handler("a:1", tt.takes))
+				want := []time.Duration{0}
+				for i := range tt.drains {
+					at := time.Duration(i+1) * 20 * time.Second
+					cl.after(at, func() {
+						go p.current().Shutdown(context.Background())
+						synctest.Wait()
+						p.start()
+					})
+					want = append(want, at+100*ms)
+				}
+				times, dialer := cl.dialTimes()
+				c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(5*time.Second), dialer, withJitter(longest))
+				report, err := cl.run(t.Context(), c, tasksOf("a", tt.drains+2))()
+				if err != nil || report.Troubles.Losses != 0 {
+					t.Errorf("got %v after %v, with %+v", err, report.Elapsed, report.Troubles)
+				}
+				if diff := cmp.Diff(want, times.of("a:1")); diff != "" {
+					t.Errorf("dialled at (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+func TestAWorkerThatDrainsOverAndOverAndNeverLeavesIsNotFollowedForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		times, dialer := cl.dialTimes()
+		ln := cl.network.listen("a:1")
+		cl.stops = append(cl.stops, func() { ln.Close() })
+		cl.serving.Go(func() {
+			for {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				cl.serving.Go(func() {
+					p := newPeer(quiet{t}, conn)
+					p.welcome()
+					p.send("DRAIN", "DONE "+p.task()+" 0")
+					io.Copy(io.Discard, conn)
+				})
+			}
+		})
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(30*time.Second), dialer, withJitter(longest))
+		report, err := cl.run(t.Context(), c, tasksOf("a", 100))()
+		if dials := len(times.of("a:1")); !errors.Is(err, ErrNoWorker) || dials != mostDraining+1 || report.Counts.Done != dials {
+			t.Errorf("got %v and %+v after %d dials, want one more than %d, and a task done by each", err, report.Counts, dials, mostDraining)
+		}
 	})
 }
 

@@ -25,6 +25,7 @@ type link struct {
 	lost    error    // why the latest session ended; nil if it goes on, or ended with a goodbye
 	err     error    // why there is no session after that; a *WorkerError
 
+	draining  int  // sessions that have a follower
 	dismissed bool // its worker was told to shut down, or should have been
 }
 
@@ -61,7 +62,7 @@ func (l *link) open(ctx context.Context) error {
 func (l *link) keep(ctx context.Context, s *session) {
 	for s != nil {
 		s.serve()
-		if s.followed {
+		if s.follower != nil && s.endFollower() {
 			return
 		}
 		s = l.follow(ctx, s)
@@ -71,12 +72,71 @@ func (l *link) keep(ctx context.Context, s *session) {
 // follow connects again after s, whose worker takes no more tasks.
 func (l *link) follow(ctx context.Context, s *session) *session {
 	// A worker that greets and is lost again before it has executed anything
-	// is not dialled any faster than one that does not greet.
-	if s.reported() {
+	// is not dialled any faster than one that does not greet; unless it was there
+	// for longer than the wait for that one.
+	if s.reported() || s.wire.age() > defaultBackoff.most {
 		l.failures = 0
 	}
 	l.failures++
 	return l.redial(ctx, l.failures, false)
+}
+
+// A follower connects again beside a session whose worker drains: what that
+// still executes may take its time, and meanwhile another may listen at its
+// address.
+type follower struct {
+	stop  context.CancelFunc
+	found chan bool
+}
+
+// mostDraining is how many sessions of a link may drain beside one another, each
+// followed by the next. A worker that drains over and over, and never takes its
+// leave, must not make for more and more of them.
+const mostDraining = 16
+
+// startFollower has s followed, if s holds anything that it may be waited for, and
+// nothing follows it yet. Only its reader calls it.
+func (s *session) startFollower() {
+	l := s.link
+	s.queue.mu.Lock()
+	start := s.follower == nil && s.held.len() > 0 && l.draining < mostDraining
+	if start {
+		l.draining++
+	}
+	s.queue.mu.Unlock()
+	if !start {
+		return
+	}
+	whole := s.run.dialing
+	ctx, stop := context.WithCancel(whole)
+	f := &follower{stop, make(chan bool, 1)}
+	s.follower = f
+	s.run.sessions.Go(func() error {
+		slotEnds, failures := l.slotEnds, l.failures
+		next := l.follow(ctx, s)
+		switch soon := time.Now().Add(defaultBackoff.slot(l.failures)); {
+		case next != nil:
+		case l.slotEnds.Equal(slotEnds): // it has not dialled
+			l.failures = failures
+		case soon.Before(l.slotEnds):
+			// However long it has dialled in vain, a worker that is started again
+			// when s is over is found soon.
+			l.slotEnds = soon
+		}
+		f.found <- next != nil
+		l.keep(whole, next)
+		return nil
+	})
+}
+
+// endFollower stops the follower of s, which is over. It reports true if another
+// session has followed; else who calls it is again the one that dials.
+func (s *session) endFollower() bool {
+	s.queue.mu.Lock()
+	s.link.draining--
+	s.queue.mu.Unlock()
+	s.follower.stop()
+	return <-s.follower.found
 }
 
 // wanted says whether the run wants another session.
@@ -147,7 +207,7 @@ func (l *link) connect(ctx context.Context) (*session, error) {
 	s, err := newSession(ctx, l)
 	q := l.queue
 	if err != nil && ctx.Err() == nil {
-		q.run.logNotReached(l, err)
+		q.run.logNotReached(l, err, l.drains())
 	}
 	q.mu.Lock()
 	defer q.unlock()
@@ -172,6 +232,14 @@ func (l *link) connect(ctx context.Context) (*session, error) {
 	q.run.events.sessionOpened(SessionOpenedInfo{Run: q.run.id, Category: q.category, Addr: l.addr, Worker: s.name, Slots: s.slots, Window: s.window})
 	q.join(s)
 	return s, nil
+}
+
+// drains says whether the latest session's worker is still there, though another
+// session is wanted.
+func (l *link) drains() bool {
+	l.queue.mu.Lock()
+	defer l.queue.mu.Unlock()
+	return l.session != nil && !l.session.ending
 }
 
 // beat pings the worker, and takes the session for lost when nothing is heard

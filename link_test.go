@@ -158,7 +158,11 @@ func TestBackoffGoesOnForAWorkerThatGreetsAndIsLost(t *testing.T) {
 					p.t = quiet{p.t} // the coordinator may have gone
 					tt.play(p)
 				})
-				c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(30*time.Second), dialer, withJitter(none))
+				var slots []time.Duration
+				c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(30*time.Second), dialer, withJitter(func(slot time.Duration) time.Duration {
+					slots = append(slots, slot)
+					return 0
+				}))
 				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 				defer cancel()
 				report, err := cl.run(ctx, c, tasksOf("a", 10))()
@@ -172,6 +176,13 @@ func TestBackoffGoesOnForAWorkerThatGreetsAndIsLost(t *testing.T) {
 					if got := at[i+2] - at[i+1]; got < gap {
 						t.Errorf("dialled at %v: %v between dials %d and %d, want at least %v", at, got, i+1, i+2, gap)
 					}
+				}
+				widest := 50 * ms
+				for _, slot := range slots {
+					if slot > 2*widest {
+						t.Errorf("slots of %v: one was left out", slots)
+					}
+					widest = max(widest, slot)
 				}
 			})
 		})

@@ -222,10 +222,15 @@ func reasonOf(err error) string {
 	return ""
 }
 
-// logNotReached says that no session came about.
-func (r *run) logNotReached(l *link, err error) {
+// logNotReached says that no session came about. While a worker drains, nobody
+// need be there yet.
+func (r *run) logNotReached(l *link, err error, drains bool) {
+	level := slog.LevelWarn
+	if drains {
+		level = slog.LevelDebug
+	}
 	if r.log != nil {
-		r.log.Warn("worker not reached", append([]any{keyCategory, logged(l.queue.category), keyAddr, logged(l.addr)}, whyAttrs(err)...)...)
+		r.log.Log(context.Background(), level, "worker not reached", append([]any{keyCategory, logged(l.queue.category), keyAddr, logged(l.addr)}, whyAttrs(err)...)...)
 	}
 }
 

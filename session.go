@@ -26,7 +26,7 @@ type session struct {
 
 	mayGive  atomic.Bool // the worker has reason to send RETURN; set with queue.mu held
 	chatter  allowance   // the reader's
-	followed bool        // likewise; another goroutine sees to the session that follows
+	follower *follower   // likewise; of the session, once its worker drains
 
 	// From WELCOME; set before the session joins its queue.
 	name      string // the worker's, or its address if it gave none
@@ -427,23 +427,14 @@ func (s *session) reported() bool {
 	return s.heardOf
 }
 
-// drained takes note of DRAIN. Its last tasks may take their time, and
-// meanwhile another may already listen at the worker's address.
+// drained takes note of DRAIN.
 func (s *session) drained() {
 	q := s.queue
 	q.mu.Lock()
 	s.mayGive.Store(true)
 	q.retire(s)
 	q.unlock()
-	if s.followed {
-		return
-	}
-	s.followed = true
-	s.run.sessions.Go(func() error {
-		l, ctx := s.link, s.run.dialing
-		l.keep(ctx, l.follow(ctx, s))
-		return nil
-	})
+	s.startFollower()
 }
 
 // saidGoodbye takes note of GOODBYE.

@@ -592,7 +592,7 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) 
 		}
 		// The first redial comes after the last words, which take a second at most, in
 		// one of the first slots of the backoff.
-		if strings.HasSuffix(conn.name, "#0") && log.lost < stopped-2*time.Second && c.WorkerWait > 2*time.Second && !c.Shutdown &&
+		if strings.HasSuffix(conn.name, "#0") && log.lost < stopped-3*time.Second && c.WorkerWait > 3*time.Second && !c.Shutdown &&
 			s.network.dials[simDial{r.number, conn.addr}] < 2 {
 			r.fail("%s was lost at %v, and never dialled again until %v", conn.name, log.lost, stopped)
 		}

@@ -1068,6 +1068,7 @@ func TestAWorkerThatDrainsIsFollowedBesideItsLastTask(t *testing.T) {
 				t.Errorf("task %d waited for %v", i+1, r.Queued)
 			}
 		}
+		synctest.Wait()
 		redialled.Worker, redialled.Sent = "", 0
 		if want := (WorkerSnapshot{Addr: "a:1", Open: true, InFlight: 1, Redials: 1, Counts: Counts{Done: 5}}); redialled != want {
 			t.Errorf("half an hour later the worker is %+v, want %+v", redialled, want)
@@ -1112,6 +1113,7 @@ func TestAWorkerThatIsRestartedWhenItsDrainIsOverIsFoundSoon(t *testing.T) {
 				if err != nil || report.Elapsed > tt.most || report.Troubles.Losses != 0 {
 					t.Errorf("got %v after %v, with %+v; dialled at %v", err, report.Elapsed, report.Troubles, times.of("a:1"))
 				}
+				synctest.Wait()
 				if dials := len(times.of("a:1")); warnings != 0 || dials < 5 {
 					t.Errorf("%d warnings while the worker drained, and %d dials in all", warnings, dials)
 				}

@@ -563,7 +563,7 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) 
 		}
 		// A worker that is silent is found to be so in time, and not before.
 		if slack := c.Silence + c.Interval + time.Millisecond; len(log.bytes) > 0 && !conn.plain && s.plan.Network.PerByte == 0 && !s.met[simWriteWaits] {
-			if strings.Contains(fmt.Sprint(log.lostWhy), "connection lost") {
+			if why := fmt.Sprint(log.lostWhy); strings.Contains(why, "connection lost") || strings.Contains(why, errTorn.Error()) {
 				slack += lastWordsTimeout // it could not write any more, and listened to what was still to come
 			}
 			end := min(log.lost, r.ended, conn.closedAt)

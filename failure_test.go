@@ -1161,6 +1161,94 @@ func TestWorkersThatDrainBehindLongTasksAreEachFollowedAtOnce(t *testing.T) {
 	}
 }
 
+func TestAFollowerThatHasNotDialledUsesNoSlotUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		times, dialer := cl.dialTimes()
+		cl.scripts("a:1", func(n int, p *peer) {
+			p.welcome()
+			task := p.task()
+			if n == 4 {
+				p.send("DONE " + task + " 0")
+				p.expectEnd()
+				return
+			}
+			p.send("DRAIN")
+			time.Sleep(ms)
+			p.send("RETURN "+task, "GOODBYE")
+		})
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute), dialer, withJitter(longest))
+		report, err := cl.run(t.Context(), c, tasksOf("a", 1))()
+		if most := (100 + 200 + 400 + 800 + 10) * ms; err != nil || report.Elapsed > most {
+			t.Errorf("got %v after %v, want at most %v; dialled at %v", err, report.Elapsed, most, times.of("a:1"))
+		}
+	})
+}
+
+// The dial beside a drain hangs, and is given up when the drain is over.
+func TestThatAFollowerWasStoppedIsNoReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.scripts("a:1", func(_ int, p *peer) {
+			p.welcome()
+			task := p.task()
+			p.send("DRAIN")
+			time.Sleep(time.Second)
+			p.send("DONE "+task+" 0", "GOODBYE")
+		})
+		var dials atomic.Int32
+		dialer := WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if dials.Add(1) == 1 {
+				return cl.dial(ctx, network, addr)
+			}
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		})
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(5*time.Second), dialer)
+		_, err := cl.run(t.Context(), c, tasksOf("a", 2))()
+		if !errors.Is(err, ErrNoWorker) || strings.Contains(err.Error(), "canceled") || dials.Load() < 3 {
+			t.Errorf("got %v after %d dials", err, dials.Load())
+		}
+	})
+}
+
+func TestAWrongWorkerThatFollowsADrainIsWarnedOf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		ln := cl.network.listen("a:1")
+		cl.stops = append(cl.stops, func() { ln.Close() })
+		cl.serving.Go(func() {
+			for n := 0; ; n++ {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				cl.serving.Go(func() {
+					defer conn.Close()
+					p := newPeer(quiet{t}, conn)
+					if n > 0 {
+						p.expect("HELLO …")
+						p.send(`WELCOME taskexec/1 {"categories":["b"]}`)
+						io.Copy(io.Discard, conn)
+						return
+					}
+					p.welcome()
+					task := p.task()
+					p.send("DRAIN")
+					time.Sleep(time.Hour)
+					p.send("DONE "+task+" 0", "GOODBYE")
+				})
+			}
+		})
+		log := newLogRecorder(slog.LevelWarn)
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute), WithLogger(slog.New(log)))
+		cl.run(t.Context(), c, tasksOf("a", 1))()
+		if !slices.ContainsFunc(log.all(), func(r logRecord) bool { return r.text == "worker not reached" }) {
+			t.Errorf("no warning in an hour: %v", log.all())
+		}
+	})
+}
+
 func TestAWorkerThatDrainsOverAndOverAndNeverLeavesIsNotFollowedForEver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

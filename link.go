@@ -161,10 +161,11 @@ func (l *link) redial(ctx context.Context, failures int, strict bool) *session {
 			return nil
 		}
 		slot := defaultBackoff.slot(failures)
-		l.slotEnds = time.Now().Add(slot)
+		slotEnds := time.Now().Add(slot)
 		if !sleep(ctx, l.queue.run.config.jitter(slot)) || !l.wanted() {
 			return nil
 		}
+		l.slotEnds = slotEnds
 		s, err := l.connect(ctx)
 		if err == nil {
 			return s
@@ -207,12 +208,12 @@ func (l *link) connect(ctx context.Context) (*session, error) {
 	s, err := newSession(ctx, l)
 	q := l.queue
 	if err != nil && ctx.Err() == nil {
-		q.run.logNotReached(l, err, l.drains())
+		q.run.logNotReached(l, err, mayPass(err) && l.drains())
 	}
 	q.mu.Lock()
 	defer q.unlock()
 	if err != nil {
-		if ctx.Err() == nil || l.err == nil {
+		if ctx.Err() == nil || l.session == nil && l.err == nil { // that a follower was stopped is no reason
 			l.err = err
 		}
 		return nil, err

@@ -222,11 +222,11 @@ func reasonOf(err error) string {
 	return ""
 }
 
-// logNotReached says that no session came about. While a worker drains, nobody
-// need be there yet.
-func (r *run) logNotReached(l *link, err error, drains bool) {
+// logNotReached says that no session came about. early says that nobody need be
+// there yet.
+func (r *run) logNotReached(l *link, err error, early bool) {
 	level := slog.LevelWarn
-	if drains {
+	if early {
 		level = slog.LevelDebug
 	}
 	if r.log != nil {

@@ -241,7 +241,7 @@ func (s *session) leave(err error) {
 	closed := s.ending
 	s.ending = true
 	if !closed && s.link.session == s {
-		s.link.lost = s.err
+		s.link.lost, s.link.err = s.err, nil
 	}
 	q.retire(s)
 	q.sessions = slices.DeleteFunc(q.sessions, func(l *session) bool { return l == s })

@@ -94,8 +94,8 @@ type follower struct {
 // leave, must not make for more and more of them.
 const mostDraining = 16
 
-// startFollower has s followed, if s holds anything that it may be waited for, and
-// nothing follows it yet. Only its reader calls it.
+// startFollower has s followed, if it holds anything that may take its time, and
+// has no follower yet. Only its reader calls it.
 func (s *session) startFollower() {
 	l := s.link
 	s.queue.mu.Lock()

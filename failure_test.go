@@ -22,6 +22,25 @@ import (
 // scripts serves addr with a worker that play plays, once for each session, in
 // turn, from 0. The connection is closed when play returns.
 func (c *cluster) scripts(addr string, play func(n int, p *peer)) {
+	c.accept(addr, func(n int, conn net.Conn) {
+		play(n, newPeer(c.t, conn))
+		conn.Close()
+	})
+}
+
+// scriptsBeside is scripts with sessions beside one another, each of which the
+// coordinator may end at any time.
+func (c *cluster) scriptsBeside(addr string, play func(n int, p *peer)) {
+	c.accept(addr, func(n int, conn net.Conn) {
+		c.serving.Go(func() {
+			play(n, newPeer(quiet{c.t}, conn))
+			conn.Close()
+		})
+	})
+}
+
+// accept calls serve with each connection to addr, in turn, from 0.
+func (c *cluster) accept(addr string, serve func(n int, conn net.Conn)) {
 	ln := c.network.listen(addr)
 	c.serving.Go(func() {
 		for n := 0; ; n++ {
@@ -29,8 +48,7 @@ func (c *cluster) scripts(addr string, play func(n int, p *peer)) {
 			if err != nil {
 				return
 			}
-			play(n, newPeer(c.t, conn))
-			conn.Close()
+			serve(n, conn)
 		}
 	})
 	c.stops = append(c.stops, func() { ln.Close() })
@@ -1215,30 +1233,18 @@ func TestThatAFollowerWasStoppedIsNoReason(t *testing.T) {
 func TestAWrongWorkerThatFollowsADrainIsWarnedOf(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)
-		ln := cl.network.listen("a:1")
-		cl.stops = append(cl.stops, func() { ln.Close() })
-		cl.serving.Go(func() {
-			for n := 0; ; n++ {
-				conn, err := ln.Accept()
-				if err != nil {
-					return
-				}
-				cl.serving.Go(func() {
-					defer conn.Close()
-					p := newPeer(quiet{t}, conn)
-					if n > 0 {
-						p.expect("HELLO …")
-						p.send(`WELCOME taskexec/1 {"categories":["b"]}`)
-						io.Copy(io.Discard, conn)
-						return
-					}
-					p.welcome()
-					task := p.task()
-					p.send("DRAIN")
-					time.Sleep(time.Hour)
-					p.send("DONE "+task+" 0", "GOODBYE")
-				})
+		cl.scriptsBeside("a:1", func(n int, p *peer) {
+			if n > 0 {
+				p.expect("HELLO …")
+				p.send(`WELCOME taskexec/1 {"categories":["b"]}`)
+				io.Copy(io.Discard, p.conn)
+				return
 			}
+			p.welcome()
+			task := p.task()
+			p.send("DRAIN")
+			time.Sleep(time.Hour)
+			p.send("DONE "+task+" 0", "GOODBYE")
 		})
 		log := newLogRecorder(slog.LevelWarn)
 		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute), WithLogger(slog.New(log)))
@@ -1253,21 +1259,10 @@ func TestAWorkerThatDrainsOverAndOverAndNeverLeavesIsNotFollowedForEver(t *testi
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)
 		times, dialer := cl.dialTimes()
-		ln := cl.network.listen("a:1")
-		cl.stops = append(cl.stops, func() { ln.Close() })
-		cl.serving.Go(func() {
-			for {
-				conn, err := ln.Accept()
-				if err != nil {
-					return
-				}
-				cl.serving.Go(func() {
-					p := newPeer(quiet{t}, conn)
-					p.welcome()
-					p.send("DRAIN", "DONE "+p.task()+" 0")
-					io.Copy(io.Discard, conn)
-				})
-			}
+		cl.scriptsBeside("a:1", func(_ int, p *peer) {
+			p.welcome()
+			p.send("DRAIN", "DONE "+p.task()+" 0")
+			io.Copy(io.Discard, p.conn)
 		})
 		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(30*time.Second), dialer, withJitter(longest))
 		report, err := cl.run(t.Context(), c, tasksOf("a", 100))()

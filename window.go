@@ -34,10 +34,10 @@ import (
 // has the weight of its tasks: many that were fast outweigh the first that was
 // not, when the worker and the connection were new.
 //
-// Whatever is measured, a window at most doubles what was in flight at once.
-// So a worker is never given thousands because of one task that took no time,
-// and one that does nothing but such tasks still has thousands after a dozen
-// round trips.
+// Whatever is measured, a window is at most four times what was in flight at
+// once (mostGrowth). So a worker is never given thousands because of one task
+// that took no time, and one that does nothing but such tasks still has
+// thousands after half a dozen round trips.
 
 // headStart is for how long a worker should have work beyond a round trip.
 const headStart = 2 * time.Millisecond
@@ -58,6 +58,7 @@ type pace struct {
 }
 
 const (
+	mostGrowth  = 4                      // windows grow to so many times what was in flight
 	minMeasure  = 100 * time.Microsecond // what is shorter says little, unless the worker has reported all it held
 	tripWeight  = 8                      // the share of a new round trip in the mean is one in so many
 	gapMemory   = 3                      // tasks a slot, measured before, count as much as those of a new measure
@@ -128,7 +129,7 @@ func (p *pace) reported(n int, spent time.Duration, held, slots, most int, now t
 	}
 	ahead := math.Round(float64(p.trip+p.trip/2+headStart) / float64(p.gap))
 	target := slots + int(min(ahead, float64(windowTasks)))
-	p.window = max(min(target, max(p.window, 2*p.peak), most), slots)
+	p.window = max(min(target, max(p.window, mostGrowth*p.peak), most), slots)
 	p.restart(now)
 	p.peak = held
 }

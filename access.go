@@ -8,9 +8,9 @@ import (
 
 // This file decides who may say what, and when. Each message that either side
 // reads, the greetings included, passes through rules, and what these do not
-// name is refused. The one exception are a peer's lines while last words are
-// written to it: those are thrown away unread. docs/protocol.md has the same
-// table, "Who may say what, when", and a test compares the two.
+// name is refused. The one exception is what a peer sends while last words are
+// written to it: that is thrown away. docs/protocol.md has the same table, "Who
+// may say what, when", and a test compares the two.
 
 // A role is one of the two sides of a session.
 type role uint8
@@ -20,8 +20,8 @@ const (
 	workerRole
 )
 
-// sessionState is how far a session has come, as the side sees it that reads.
-// It only grows.
+// sessionState is how far a session has come, as seen by the side that reads. It
+// only grows.
 type sessionState uint8
 
 const (
@@ -85,17 +85,17 @@ func misplaced(by role, state sessionState, v verb) *ProtocolError {
 	return faultf(codeState, "a worker may not send %s here", v)
 }
 
-// RemoteShutdown says which coordinators may have a worker shut down, for all
-// coordinators.
+// RemoteShutdown says which coordinators may have a worker shut down, which ends
+// it for all coordinators.
 type RemoteShutdown int
 
 const (
-	// FromTrusted, the default, lets those do it whose connection cannot come
-	// from another machine (loopback, a unix socket, a connection in memory),
-	// or whose certificate TLS has verified.
+	// FromTrusted, the default, allows it to coordinators whose connection
+	// cannot come from another machine (loopback, a unix socket, a connection in
+	// memory), or whose certificate TLS has verified.
 	FromTrusted RemoteShutdown = iota
 
-	// FromAnyone lets each coordinator do it that can connect.
+	// FromAnyone allows it to every coordinator that can connect.
 	FromAnyone
 
 	// FromNobody leaves it to the worker's own program.
@@ -138,8 +138,9 @@ func (p RemoteShutdown) lets(conn net.Conn) bool {
 	return false
 }
 
-// isVerified says whether conn is TLS whose peer has shown a certificate that
-// this side has verified. A connection that wraps one may say so for it.
+// isVerified says whether conn is a TLS connection whose peer has shown a
+// certificate that this side has verified. A connection that wraps one may say so
+// for it.
 func isVerified(conn net.Conn) bool {
 	secured, ok := conn.(interface{ ConnectionState() tls.ConnectionState })
 	return ok && len(secured.ConnectionState().VerifiedChains) > 0

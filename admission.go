@@ -33,10 +33,10 @@ const (
 	placeGone // it is over, or had to make room
 )
 
-// enterStranger counts a session in that has not greeted yet. If it is one too
-// many the oldest such session goes, which has had the most time: so whoever
+// enterStranger counts in a session that has not greeted yet. If it is one too
+// many, the oldest such session goes, which has had the most time: so whoever
 // greets at once gets in, whatever others do. It reports false if the worker
-// takes no session any more.
+// takes no more sessions.
 func (w *Worker) enterStranger(s *workerSession) bool {
 	w.mu.Lock()
 	if w.draining {
@@ -64,10 +64,10 @@ func (w *Worker) enterStranger(s *workerSession) bool {
 	return true
 }
 
-// errMadeRoom is why a session is over that was closed by enterStranger.
+// errMadeRoom is why a session that enterStranger closed is over.
 var errMadeRoom = fmt.Errorf("it had not greeted, and made room: %d others came after it", strangersMost)
 
-// admitGreeted lets a session in that has greeted.
+// admitGreeted lets in a session that has greeted.
 func (w *Worker) admitGreeted(s *workerSession) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -121,15 +121,15 @@ func (w *Worker) removeSession(s *workerSession) {
 // acceptBackoff is how long Serve waits after its listener has failed.
 var acceptBackoff = backoff{first: 5 * time.Millisecond, factor: 2, most: time.Second}
 
-// acceptFailures is how often a listener may fail in a row in a way that is not
-// the system's.
+// acceptFailures is how often a listener may fail in a row for reasons that are
+// not the system's.
 const acceptFailures = 10
 
 // acceptsAgain waits until a listener that has failed n times in a row should
 // be asked again. It reports false if that makes no sense: one that is closed
-// stays closed. The system may have any number of reasons that pass, of which
-// to run out of file descriptors is the first; nobody knows a list of them all.
-// What other listeners mean they alone know.
+// stays closed. The system may have any number of reasons that pass, the first
+// of which is running out of file descriptors; nobody has a list of them all.
+// What the errors of other listeners mean, only they know.
 func (w *Worker) acceptsAgain(ctx context.Context, err error, n int) bool {
 	if errors.Is(err, net.ErrClosed) {
 		return false

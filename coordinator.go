@@ -18,8 +18,8 @@ import (
 )
 
 // ErrNoWorker is wrapped by Run's error when tasks wait for a category without
-// a worker: none is listed, or all that are were lost and none came back for as
-// long as WithWorkerWait says.
+// a worker: none is listed, or all that are listed were lost and none came back
+// for as long as WithWorkerWait says.
 var ErrNoWorker = errors.New("taskexec: no worker")
 
 // ErrCoordinatorClosed is wrapped by the error of each Run that Shutdown
@@ -70,21 +70,22 @@ func NewCoordinator(opts ...CoordinatorOption) (*Coordinator, error) {
 // A worker that is lost is dialled again for as long as the run goes on. What
 // was in flight to it is sent again, to it or to another worker of the
 // category, unless WithAtMostOnce forbids it; a task that three workers were
-// lost with is not, and is Unknown.
+// lost with is not sent again, and is Unknown.
 //
-// ctx is the life of the run. When it ends, nothing more is sent, the handlers
-// that execute are canceled with its cause, and Run waits for their answers,
-// for at most 10 s or what WithCancelGrace says; what has not answered by then
-// is Unknown.
+// ctx is the life of the run. When it ends, nothing more is sent, the running
+// handlers are canceled with its cause, and Run waits for their answers, for at
+// most 10 s or what WithCancelGrace says; what has not been answered by then is
+// Unknown.
 //
-// The error is nil only if every task is Done; else it is a *RunError. The
-// Report is never nil, and has a Result for each task even if nothing was
-// sent: a run is refused before that if a task has no usable category, a
-// category has no worker, or a worker cannot be reached, or does not greet in
-// time, for as long as WithWorkerWait says (30 s by default), or at once if it
-// greets as something else or does not serve the category it is listed for, if
-// either side refuses the other's certificate, or if plaintext would leave this
-// machine (ErrInsecureTransport).
+// The error is nil only if every task is Done; otherwise it is a *RunError. The
+// Report is never nil, and has a Result for each task even if nothing was sent.
+//
+// A run is refused before anything is sent if a task has no usable category or
+// a category has no worker; and if a worker cannot be reached, or does not greet
+// in time, for as long as WithWorkerWait says (30 s by default). It is refused
+// without that wait if a worker greets as something else or does not serve the
+// category it is listed for, if either side refuses the other's certificate, or
+// if plaintext would leave this machine (ErrInsecureTransport).
 func (c *Coordinator) Run(ctx context.Context, tasks []Task) (*Report, error) {
 	r := newRun(&c.config)
 	r.tasks = tasks
@@ -211,7 +212,7 @@ func newResult(i int, t Task) Result {
 
 // execute runs body with everything that a run needs around it, and leaves
 // nothing of that behind. Its error is why the run did not go on to its end; a
-// task that is not Done is none.
+// task that is not Done is no such error.
 func (r *run) execute(ctx context.Context, body func(context.Context) error) error {
 	if ctx.Err() != nil {
 		return causeOf(ctx)
@@ -241,9 +242,9 @@ func (r *run) execute(ctx context.Context, body func(context.Context) error) err
 func (r *run) runPlan(ctx context.Context) error {
 	r.results = make([]Result, len(r.tasks))
 	for i := range r.results {
-		// At once, before the collector reads them, which so much new memory
-		// brings about: a page that is read before it is written is given twice by
-		// the kernel, and the second time it interrupts every processor.
+		// Written at once, before the collector, which so much new memory sets
+		// off, reads them: the kernel maps a page twice if it is read before it is
+		// written, and the second time interrupts every processor.
 		r.results[i].Index = i
 	}
 	plan, err := newPlan(r.tasks, r.config.order, r.config.sequence)
@@ -298,8 +299,8 @@ func (r *run) runPlan(ctx context.Context) error {
 	return nil
 }
 
-// goesOn says whether there is a stage after the one that has just ended, with
-// the first of its tasks that is not Done, if any.
+// goesOn says whether a further stage may run after the one that has just
+// ended. failed is the first of that one's tasks that is not Done, if any.
 func (r *run) goesOn(failed *Result) bool {
 	if failed != nil && r.config.onFailure != KeepGoing {
 		r.rest = fmt.Errorf("an earlier stage failed: %w", failed.Err)
@@ -308,8 +309,8 @@ func (r *run) goesOn(failed *Result) bool {
 	return !r.stopped.Load()
 }
 
-// addQueue makes the queue of a category, of which planned tasks are known. It
-// has no sessions yet, and may be seen by Snapshot from here on.
+// addQueue makes the queue of a category; planned is how many of its tasks are
+// known. It has no sessions yet, and may be seen by Snapshot from here on.
 func (r *run) addQueue(category string, planned int) {
 	q := &queue{run: r, category: category, planned: planned, settled: make(chan struct{}, 1), low: make(chan struct{}, 1)}
 	for _, addr := range r.config.workers[category] {
@@ -338,7 +339,8 @@ func causeOf(ctx context.Context) error {
 	return fmt.Errorf("the run's context ended: %w: %w", err, cause)
 }
 
-// checkWorkers says if there is no worker for category, which first needs one.
+// checkWorkers returns an error if no worker is listed for category. first is the
+// first task that needs one.
 func (r *run) checkWorkers(category string, first *Result) error {
 	if len(r.config.workers[category]) > 0 {
 		return nil
@@ -348,8 +350,8 @@ func (r *run) checkWorkers(category string, first *Result) error {
 }
 
 // open connects to every worker of every category, all at once. Its error names
-// each that is not there; one that cannot be used at all ends the wait for the
-// others.
+// each worker that is not there; one that cannot be used at all ends the wait for
+// the others.
 func (r *run) open(categories []string) error {
 	ctx, cancel := context.WithCancel(r.dialing)
 	defer cancel()
@@ -528,8 +530,8 @@ func (r *run) end() {
 	}
 }
 
-// dismiss tells the workers that no later stage needs to shut down, and waits
-// for their goodbyes.
+// dismiss shuts down the workers that no later stage needs, and waits for their
+// goodbyes.
 func (r *run) dismiss(ctx context.Context) {
 	if !r.config.shutdown || ctx.Err() != nil {
 		return
@@ -560,7 +562,7 @@ func (r *run) dismiss(ctx context.Context) {
 
 // neededAt says whether a later stage has a session with another instance at the
 // address of s: the worker was restarted, and one of the two sessions is over,
-// though its side may not have noticed yet.
+// though this side may not have noticed yet.
 func (r *run) neededAt(s *session) bool {
 	for category := range r.needed {
 		q := r.queues[category]
@@ -577,10 +579,10 @@ func (r *run) neededAt(s *session) bool {
 }
 
 // workers lists the latest sessions of all links whose workers were not
-// dismissed, those that lead to the same worker together. A worker is known by
-// the instance it greeted with; one that gave none, by its session; and one that
-// was lost, by its address, since a link may not have reached yet what others
-// have found there after a restart.
+// dismissed, grouped by the worker that they lead to. A worker is known by the
+// instance it greeted with; one that gave none, by its session; and one that was
+// lost, by its address, since after a restart a link may not yet have reached
+// what others have already found there.
 func (r *run) workers() [][]*session {
 	var workers [][]*session
 	lost := make(map[*session]bool)
@@ -613,7 +615,7 @@ func (r *run) workers() [][]*session {
 }
 
 // shutdown tells a worker to shut down, over one of its sessions, and waits
-// until that is over.
+// until that session is over.
 func shutdown(ctx context.Context, sessions []*session, timeout time.Duration) error {
 	var told *session
 	for _, s := range sessions {
@@ -662,8 +664,8 @@ func (r *run) closeSessions() {
 	r.sessions.Wait()
 }
 
-// settleRest gives the tasks that never left the plan their outcome. err is
-// why the run did not go on to its end, if so.
+// settleRest gives the tasks that never left the plan their outcome. err says
+// why the run did not go on to its end, and is nil if it did.
 func (r *run) settleRest(err error) {
 	r.mu.Lock()
 	if r.rest == nil {
@@ -714,7 +716,7 @@ func (r *run) report(err error) (*Report, error) {
 	return rep, r.verdict(rep.Counts, err, cmp.Or(first, skipped))
 }
 
-// sumUp makes the report, but for its Counts.
+// sumUp makes the report, except for its Counts.
 func (r *run) sumUp() *Report {
 	rep := &Report{Run: r.id, Results: r.results, Categories: r.snapshot(), Elapsed: time.Since(r.started)}
 	for _, c := range rep.Categories {

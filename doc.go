@@ -1,5 +1,5 @@
-// Package taskexec has instructions of several categories executed by worker
-// processes, category after category, and says what became of each. A worker
+// Package taskexec executes instructions of several categories on worker
+// processes, one category after another, and says what became of each. A worker
 // may die; its tasks are then executed by another. There is no broker and no
 // database to run: a coordinator connects to its workers.
 //
@@ -12,8 +12,9 @@
 //     is the instruction's first character.
 //   - A group is the tasks of one category that are dispatched together, in
 //     input order.
-//   - A stage is groups that may run at the same time. Stages run one after
-//     another: one starts when every task of the one before it has its outcome.
+//   - A stage is a set of groups that may run at the same time. Stages run one
+//     after another: one starts when every task of the one before it has its
+//     outcome.
 //   - A plan is the stages of a run. Its [Order] says how it is made:
 //     [ByCategory] (each category is a stage), [ByInput] (each task is a stage)
 //     or [Concurrent] (there is one stage).
@@ -25,11 +26,12 @@
 //   - A session is one connection between a coordinator and a worker, for one
 //     category of one run.
 //   - A window is how many tasks may be in flight in a session: sent, and not
-//     yet reported. It is as many as the worker has slots, and besides what the
-//     worker starts within a round trip and about 2 ms, as far as its reports
-//     show: so a fast worker does not wait for the coordinator, and a slow one
-//     keeps no task from others. At the end of a group what still waits at one
-//     worker is asked back for another that has nothing to do.
+//     yet reported. It is the number of the worker's slots, plus as many tasks
+//     as the worker starts, judging by its reports, within one and a half round
+//     trips and about 2 ms: so a fast worker does not wait for the coordinator,
+//     and a slow one keeps no task from others. At the end of a group, what
+//     still waits at one worker is asked back for another that has nothing to
+//     do.
 //   - An attempt is one sending of a task to a worker, numbered from 1.
 //   - A loss is an attempt that ended with its session, so that nobody knows
 //     whether the task was executed.
@@ -112,10 +114,10 @@
 // 4. Canceling Run's context reaches the handlers' contexts in one round trip,
 // with its cause. What has not been started by then never is.
 //
-// 5. A Shutdown takes nothing new, lets running handlers finish and has their
-// results delivered. If its context ends first it returns an error, and it may
-// be called again. A handler that ignores the end of its context keeps its
-// slot, and the worker names it; after a timeout it is reported as stuck.
+// 5. A Shutdown takes nothing new, lets running handlers finish and delivers
+// their results. If its context ends first it returns an error, and it may be
+// called again. A handler that ignores the end of its context keeps its slot,
+// and the worker names it; after a timeout it is reported as stuck.
 //
 // 6. Only monotonic time decides anything. Clocks of two machines are never
 // compared.
@@ -127,31 +129,34 @@
 // the groups that a list of tasks makes.
 //
 // Executing them: [NewWorker] takes a [Handler], such as a [HandlerFunc] or one
-// that [HandlerOf] makes of a function over types. [Worker.ListenAndServe],
-// [Worker.Serve] and [Worker.ServeConn] serve; [Worker.Shutdown] drains;
-// [Worker.Stats] says what goes on. Options are [WithSlots], [WithCategories],
-// [WithName] and [WithRemoteShutdown]. Middleware is a function from a Handler
-// to a Handler.
+// that [HandlerOf] makes from a function over your own types.
+// [Worker.ListenAndServe], [Worker.Serve] and [Worker.ServeConn] serve;
+// [Worker.Shutdown] drains; [Worker.Stats] says what the worker does. Options
+// are [WithSlots], [WithCategories], [WithName] and [WithRemoteShutdown].
+// Middleware is a function from a Handler to a Handler.
 //
 // Having them executed: [NewCoordinator] needs at least [WithWorkers].
 // [Coordinator.Run] takes a slice and returns a [Report] with a [Result] for
-// each task, [Coordinator.Stream] takes and gives sequences,
+// each task, [Coordinator.Stream] takes a sequence and returns one, and
 // [Coordinator.Shutdown] stops either.
 //
+//   - Over which connections: [WithDialer].
 //   - In what order: [WithOrder], [WithSequence].
 //   - After a failure: [WithOnFailure] says what becomes of the rest,
-//     [WithRetry] has the task tried again, [Final] and [RetryAfter] are a
-//     handler's say in that.
+//     [WithRetry] tries the task again, [Final] and [RetryAfter] give a handler
+//     a say in that.
+//   - After a lost connection: [WithAtMostOnce].
 //   - For how long: [Task].Timeout, [WithTaskTimeout], [WithCancelGrace],
 //     [WithWorkerWait], [WithHeartbeat], [WithHandshakeTimeout].
 //   - How much at a time: [WithWindow], [WithStreamBuffer].
-//   - How far it is: [Coordinator.Snapshot] to poll, [WithObserver] to be called.
-//     [WithLogger], for workers too, has it logged.
-//   - With workers in the end: [WithWorkerShutdown].
+//   - How far it has come: [Coordinator.Snapshot] to poll, [WithObserver] to be
+//     called. [WithLogger], for workers too, logs it.
+//   - What becomes of the workers: [WithWorkerShutdown].
 //
-// Between machines, both sides need [WithTLS], and should have [WithPeers] say
-// who may be a coordinator or a worker. Without, whatever would leave this machine
-// is refused with [ErrInsecureTransport], unless [WithInsecure] allows it.
+// Between machines, both sides need [WithTLS], and should list by [WithPeers]
+// who may be a coordinator or a worker. Without TLS, whatever would leave this
+// machine is refused with [ErrInsecureTransport], unless [WithInsecure] allows
+// it.
 //
 // What went wrong: Run's error is a [*RunError]. A task's is a [*TaskError],
 // around a [*RemoteError] if a handler or a worker gave the reason. A worker
@@ -165,7 +170,7 @@
 // nil handler or a negative number of slots. What may come from outside, such
 // as an address, is an error: NewCoordinator's, or Serve's.
 //
-// The wire is lines of text, so that a worker can be written in any language;
+// The wire is lines of text, so a worker can be written in any language;
 // docs/protocol.md specifies it.
 //
 // # What is not promised
@@ -173,5 +178,6 @@
 // Execution exactly once: a worker can die between an effect and its report,
 // and no message can tell. A coordinator that fails over: a run lives and dies
 // with its process, and nothing is stored. Protection from a worker that lies,
-// or from a coordinator that is let in: a handler executes whatever that sends.
+// or from a coordinator that is let in: a handler executes whatever such a
+// coordinator sends.
 package taskexec

@@ -8,15 +8,16 @@ import (
 	"time"
 )
 
-// WithLogger has what goes on logged by l: when a worker serves and drains, runs
-// begin and end, and sessions open and close, at the level Info; refusals, losses
-// and what else somebody should look at, at Warn; each task, at Debug, whose
-// instruction is logged nowhere else. By default nothing is logged. Whether l
-// wants Debug is asked once for each run and session.
+// WithLogger makes l log what happens. At the level Info are workers that serve and
+// drain, runs that begin and end, and sessions that open and close; at Warn,
+// refusals, losses and what else somebody should look at; at Debug, each task,
+// whose instruction is logged at no other level. By default nothing is logged.
+// Whether l is enabled for Debug is asked once for each run and session.
 //
-// Text from other processes is logged escaped and shortened. A handler of l that
-// blocks holds up the end of the session or run that it logs, and slots while
-// tasks are logged, but neither heartbeats nor other sessions. A nil l panics.
+// Text from other processes is logged escaped and shortened. If l's slog.Handler
+// blocks, it holds up the end of the session or run that it logs, and, while
+// tasks are logged, slots; it holds up neither heartbeats nor other sessions. A
+// nil l panics.
 func WithLogger(l *slog.Logger) Option {
 	if l == nil {
 		panic("taskexec: WithLogger: nil logger")
@@ -52,15 +53,15 @@ const maxLogged = 200
 // logged is a text that may come from anywhere, fit for a log.
 func logged(s string) string { return plainText(cut(s, maxLogged)) }
 
-// debugs says whether l, which may be nil, wants to know of each task. It is
-// asked before anything depends on it: a handler's answer may take its time.
+// debugs says whether l, which may be nil, logs each task. It is asked early,
+// before anything waits for the answer: a slog.Handler may take its time.
 func debugs(l *slog.Logger) bool {
 	return l != nil && l.Enabled(context.Background(), slog.LevelDebug)
 }
 
-// whyAttrs says why something ended, without any instruction: a fault of syntax
-// quotes the line that it is in, be it the first of a session, and what a peer
-// says may quote anything.
+// whyAttrs says why something ended, without any instruction: a syntax fault
+// quotes the line that it is in, even if that is the first of a session, and what
+// a peer says may quote anything.
 func whyAttrs(err error) []any {
 	var named *WorkerError
 	var fault *ProtocolError
@@ -131,7 +132,7 @@ func (w *Worker) newSessionLog(conn net.Conn) *sessionLog {
 	return &sessionLog{logger: l, debug: debugs(l)}
 }
 
-// open takes note of who has greeted, and returns what logs it.
+// open takes note of who has greeted, and returns a function that logs it.
 func (l *sessionLog) open(h hello, coordinator string) func() {
 	args := []any{keyRun, logged(h.Run), keyCategory, logged(h.Category)}
 	if coordinator != "" {
@@ -142,8 +143,8 @@ func (l *sessionLog) open(h hello, coordinator string) func() {
 	return func() { l.logger.Info("session opened") }
 }
 
-// ended is called when all of the session is over. Its err is nil, or planned,
-// if that was as it should be.
+// ended is called when all of the session is over. If it ended as it should, err
+// is nil or planned is true.
 func (l *sessionLog) ended(err error, planned bool) {
 	switch {
 	case l == nil:
@@ -222,7 +223,7 @@ func reasonOf(err error) string {
 	return ""
 }
 
-// logNotReached says that no session came about. early says that nobody need be
+// logNotReached says that no session was opened. early says that nobody need be
 // there yet.
 func (r *run) logNotReached(l *link, err error, early bool) {
 	level := slog.LevelWarn
@@ -242,8 +243,9 @@ func (r *run) logNoGoodbye(err error) {
 	}
 }
 
-// logObserver is told what there is to log of a run while locks are held: a
-// logger may block. It is nil if there is no logger.
+// logObserver logs what happens in a run while locks are held. It is called
+// afterwards, as an observer is, because a logger may block. It is nil if there is
+// no logger.
 func logObserver(l *slog.Logger) *Observer {
 	if l == nil {
 		return nil

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// An Observer is told how a run goes on. Any of its functions may be nil.
+// An Observer is told what happens in a run. Any of its functions may be nil.
 //
-// All calls for one run come from one goroutine, in the order of what
+// All calls for one run come from one goroutine, in the order in which things
 // happened, and the last returns before Run does; runs of one Coordinator that
-// overlap call from a goroutine each. The run does not wait for a call, so
-// what a function learns may be over already; but what has not been delivered
-// is kept in memory, and Run waits for it in the end, so a function should not
+// overlap call from a goroutine each. The run does not wait for a call, so what
+// a function is told may no longer be so; but what has not been delivered is
+// kept in memory, and Run waits for it at the end, so a function should not
 // block for long. It must not call Shutdown of the same Coordinator and wait
 // for it.
 type Observer struct {
@@ -59,8 +59,8 @@ type SessionOpenedInfo struct {
 	Window   int    // most tasks that may be in flight to it
 }
 
-// SessionLostInfo says which session is over. That of a worker that drains may be
-// so after another was opened with what has followed it at its address.
+// SessionLostInfo says which session is over. The session of a worker that drains
+// may end after one with its successor at the same address was opened.
 type SessionLostInfo struct {
 	Run      string
 	Category string

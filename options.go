@@ -57,7 +57,7 @@ type commonConfig struct {
 	tlsClient func(c *coordinatorConfig, conn net.Conn, addr, category string) tlsConn
 	tlsServer func(c *workerConfig, conn net.Conn) tlsConn
 
-	err error // bad data, reported by the function that says so
+	err error // bad data, reported by the function that the option's comment names
 }
 
 // addError keeps bad data for later: options return nothing.
@@ -74,7 +74,7 @@ type coordinatorConfig struct {
 	order          Order
 	sequence       []string
 	window         int
-	leastWindow    int // whatever is measured; 0: as many as slots. Tests set it
+	leastWindow    int // the window is no less, whatever is measured; 0: as many as slots. Tests set it
 	shutdown       bool
 	observer       *Observer
 	onFailure      OnFailure
@@ -173,11 +173,12 @@ func splitAddr(addr string) (network, address string, err error) {
 	return "tcp", addr, nil
 }
 
-// WithDialer has connections to workers made by dial, with network "tcp" or
-// "unix" and the address of WithWorkers without its unix: prefix. The
-// DialContext methods of net.Dialer and tls.Dialer fit, and so does a function
-// that returns one end of a net.Pipe. A *tls.Conn is used as it is, whatever
-// WithTLS says. The default is that of a zero net.Dialer. A nil dial panics.
+// WithDialer has dial make the connections to workers. It is called with the
+// network "tcp" or "unix" and the address of WithWorkers without its unix:
+// prefix. The DialContext methods of net.Dialer and tls.Dialer fit, and so does
+// a function that returns one end of a net.Pipe. A *tls.Conn is used as it is,
+// whatever WithTLS says. The default is the DialContext of a zero net.Dialer. A
+// nil dial panics.
 func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, error)) CoordinatorOption {
 	if dial == nil {
 		panic("taskexec: WithDialer: nil function")
@@ -194,9 +195,9 @@ func WithOrder(o Order) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) { c.order = o })
 }
 
-// WithSequence has the given categories come first, in this order; those it
-// does not list follow, sorted. The default lists none. It belongs to the
-// order ByCategory: with another it is an error of NewCoordinator.
+// WithSequence puts the given categories first, in this order; those it does
+// not list follow, sorted. The default lists none. It belongs to the order
+// ByCategory: with another order it is an error of NewCoordinator.
 func WithSequence(categories ...string) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) {
 		for i, category := range categories {
@@ -216,8 +217,9 @@ type OnFailure int
 
 const (
 	// FinishStage, the default, runs the stage to its end and skips those
-	// after it: by category, the rest of the category still runs; by input, the
-	// failed task was all of its stage; concurrent, all is one stage.
+	// after it. With ByCategory, the rest of the category still runs; with
+	// ByInput, the failed task was its whole stage; with Concurrent, all tasks
+	// are one stage.
 	FinishStage OnFailure = iota
 
 	// StopSoon starts nothing new after the first failure, as make does: what
@@ -251,11 +253,11 @@ func WithOnFailure(p OnFailure) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) { c.onFailure = p })
 }
 
-// WithAtMostOnce has no task sent again whose fate is not known: when its
-// session is lost its outcome is Unknown at once, with ErrOutcomeUnknown. Then
-// no more is in flight to a worker than it has slots, so that little is lost
-// with it, and each task costs a round trip. By default such a task is sent
-// again, and may be executed twice.
+// WithAtMostOnce never sends a task again whose fate is not known: when its
+// session is lost, its outcome is Unknown at once, with ErrOutcomeUnknown. With
+// this option no more tasks are in flight to a worker than it has slots, so that
+// little is lost with it, and each task costs a round trip. By default such a
+// task is sent again, and may be executed twice.
 //
 // A task whose failure was reported may be tried again, as WithRetry says.
 func WithAtMostOnce() CoordinatorOption {
@@ -274,13 +276,13 @@ func WithWorkerWait(d time.Duration) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) { c.workerWait = d })
 }
 
-// WithHeartbeat has workers pinged every interval, and one from which no byte
-// was received for timeout taken for lost, whatever its connection says. It
-// concerns workers that offer it in their greeting, as those of this package
-// do; such a worker in turn cancels what it runs when it has not had an answer
-// for 0.8 of timeout, so that it has stopped before the tasks are sent
-// elsewhere. The default is 5 s and 15 s. An interval below 1 ms, or of more
-// than half of timeout, is an error of NewCoordinator.
+// WithHeartbeat pings workers every interval, and takes one from which no byte
+// was received for timeout to be lost, whatever its connection says. It concerns
+// workers that offer heartbeats in their greeting, as those of this package do;
+// such a worker in turn cancels what it runs when it has not had an answer for
+// 0.8 of timeout, so that it has stopped before the tasks are sent elsewhere.
+// The default is 5 s and 15 s. An interval below 1 ms, or of more than half of
+// timeout, is an error of NewCoordinator.
 func WithHeartbeat(interval, timeout time.Duration) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) {
 		if interval < heartbeatLeast || interval > timeout/2 {
@@ -296,8 +298,8 @@ func WithHeartbeat(interval, timeout time.Duration) CoordinatorOption {
 // then; a task whose handler returns because of that fails with the kind
 // "timeout", and one whose handler has not returned a second later with the
 // kind "stuck": the handler keeps its slot until it returns, and what it
-// returns is dropped. Rounded up to a whole millisecond. The default, 0, is
-// none. A negative d panics.
+// returns is dropped. d is rounded up to a whole millisecond. The default, 0,
+// is none. A negative d panics.
 func WithTaskTimeout(d time.Duration) CoordinatorOption {
 	if d < 0 {
 		panic(fmt.Sprintf("taskexec: WithTaskTimeout: %v is negative", d))
@@ -306,8 +308,8 @@ func WithTaskTimeout(d time.Duration) CoordinatorOption {
 }
 
 // WithCancelGrace bounds how long a canceled run waits for workers to report
-// what they execute; what is not reported by then is Unknown. The default is
-// 10 s. d of 0 or less panics.
+// the tasks that they execute; what is not reported by then is Unknown. The
+// default is 10 s. d of 0 or less panics.
 func WithCancelGrace(d time.Duration) CoordinatorOption {
 	if d <= 0 {
 		panic(fmt.Sprintf("taskexec: WithCancelGrace: %v is not positive", d))
@@ -317,9 +319,9 @@ func WithCancelGrace(d time.Duration) CoordinatorOption {
 
 // WithStreamBuffer bounds how many tasks a Stream holds: sent, or read from its
 // sequence and waiting, or settled and not yet consumed. With ByCategory, which
-// collects its tasks first, it counts from when a task may be sent. The default
-// is 8192. Fewer than the windows of all workers together keep those from
-// being filled. n below 1 panics.
+// collects its tasks first, a task counts from when it may be sent. The default
+// is 8192. If n is less than the windows of all workers together, these cannot
+// all be filled. n below 1 panics.
 func WithStreamBuffer(n int) CoordinatorOption {
 	if n < 1 {
 		panic(fmt.Sprintf("taskexec: WithStreamBuffer: %d is below 1", n))
@@ -328,11 +330,11 @@ func WithStreamBuffer(n int) CoordinatorOption {
 }
 
 // WithWindow lets at most n tasks be in flight to a worker at a time: sent, and
-// not yet reported. How many are, up to that, is measured: as many as the worker
-// has slots, and besides what it starts within a round trip and about 2 ms. The
-// default is what the worker grants, and at most 4096. A worker is always given
-// as many as it has slots. A smaller n bounds what is lost with a worker, at the
-// cost of speed if tasks are short. n below 1 panics.
+// not yet reported. How many are, up to that, follows from measurement: as many
+// as the worker has slots, plus what it starts within one and a half round trips
+// and about 2 ms. The default is what the worker grants, and at most 4096. A
+// worker is always given as many as it has slots. A smaller n bounds what is
+// lost with a worker, at the cost of speed if tasks are short. n below 1 panics.
 func WithWindow(n int) CoordinatorOption {
 	if n < 1 {
 		panic(fmt.Sprintf("taskexec: WithWindow: %d is below 1", n))
@@ -340,20 +342,20 @@ func WithWindow(n int) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) { c.window = min(n, windowTasks) })
 }
 
-// WithWorkerShutdown has each worker told to shut down as soon as no later
-// stage of the run needs it; the run waits for its goodbye, for at most 30 s,
-// before the next stage. By default workers are left serving.
+// WithWorkerShutdown tells each worker to shut down as soon as no later stage of
+// the run needs it; the run waits for its goodbye, for at most 30 s, before the
+// next stage. By default workers are left serving.
 //
-// Workers are told after a stage with failures too, and not after Run's ctx
-// has ended. A worker is known by the instance it names in its greeting, so
-// one that serves several categories is told once. A goodbye that is refused,
-// see WithRemoteShutdown, or does not come is part of Run's error, though every
-// task may be Done.
+// Workers are told after a stage with failures too, but not after Run's ctx has
+// ended. A worker is known by the instance it names in its greeting, so one that
+// serves several categories is told once. A goodbye that is refused (see
+// WithRemoteShutdown) or does not come is part of Run's error, though every task
+// may be Done.
 func WithWorkerShutdown() CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) { c.shutdown = true })
 }
 
-// WithObserver has o's functions called as runs go on. The default is none.
+// WithObserver calls o's functions as runs go on. The default is none.
 func WithObserver(o Observer) CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) { c.observer = &o })
 }
@@ -367,7 +369,7 @@ func WithSlots(n int) WorkerOption {
 	return workerOption(func(c *workerConfig) { c.slots = n })
 }
 
-// WithCategories has a worker serve these categories only. By default it
+// WithCategories lets a worker serve these categories only. By default it
 // serves any. A category that is not 1 to 255 bytes of UTF-8 without control
 // characters is an error of Serve, ListenAndServe and ServeConn, and so is a
 // list too long for the worker's greeting, which holds 4 KiB.

@@ -29,8 +29,8 @@ type Task struct {
 
 	// Timeout bounds how long a handler may execute the task, counted from when
 	// it starts; WithTaskTimeout says what happens then. It is rounded up to a
-	// whole millisecond. 0 is that of WithTaskTimeout, which is none unless
-	// set; a negative one is refused like an unusable category.
+	// whole millisecond. 0 stands for the timeout of WithTaskTimeout, which is
+	// none unless set; a negative one is refused like an unusable category.
 	Timeout time.Duration
 }
 
@@ -112,10 +112,10 @@ type TaskScanner struct {
 //
 // It finds the tasks that [ParseTasks] finds in the same text, without holding the text in memory: each instruction is
 // at most 1 MiB (1,048,576 bytes) long, and has memory of its own. A task is given as soon as the white space
-// after it, or the end of r, has been read. The reading is buffered, so that afterwards r may stand further on than
-// the last task given.
+// after it, or the end of r, has been read. The reading is buffered, so more of r may have been read than the last task
+// given.
 //
-// A nil r is a panic.
+// A nil r panics.
 func ScanTasks(r io.Reader) *TaskScanner {
 	if r == nil {
 		panic("taskexec: ScanTasks(nil): give it a reader")
@@ -125,8 +125,8 @@ func ScanTasks(r io.Reader) *TaskScanner {
 
 // All gives the tasks, each with its Category set, in the order of the input, reading as it goes.
 //
-// It ends with the input or at the first error; then ask [TaskScanner.Err] which. An instruction that an
-// error cut short is not given. The tasks can be gone through once: after a break, calling All again goes on with the next task.
+// It ends with the input or at the first error; [TaskScanner.Err] then tells which. An instruction that an error
+// cut short is not given. The tasks can be gone through once: after a break, calling All again goes on with the next task.
 func (s *TaskScanner) All() iter.Seq[Task] {
 	return func(yield func(Task) bool) {
 		for {
@@ -140,8 +140,9 @@ func (s *TaskScanner) All() iter.Seq[Task] {
 
 // Err is the error that ended [TaskScanner.All], and nil if the input was read to its end, or has not ended yet.
 //
-// It is an error of the reader, which it wraps, invalid UTF-8, or an instruction of more than 1 MiB. Each names the offset in
-// the input, in bytes counted from 0: how far the reader came, the first bad byte, or the first byte of the instruction.
+// It is an error of the reader, which it wraps, or is about invalid UTF-8 or an instruction of more than 1 MiB. Each names
+// the offset in the input, in bytes counted from 0: how far the reader came, the first bad byte, or the first byte of the
+// instruction.
 func (s *TaskScanner) Err() error {
 	return s.err
 }
@@ -298,14 +299,14 @@ type Group struct {
 	Tasks    []Task // in input order, at least one
 }
 
-// Partition sorts tasks into one group a category. The groups are sorted by category, as [ByCategory] runs them, and within
-// a group the tasks keep their order. Every task is in exactly one group, with its Category set to the group's.
+// Partition sorts tasks into one group for each category. The groups are sorted by category, as [ByCategory] runs them, and
+// within a group the tasks keep their order. Every task is in exactly one group, with its Category set to the group's.
 //
 // Tasks whose category cannot be used (see [Task]) are in a group with the Category "", unchanged. That group comes first, and
-// a run would refuse its tasks. No tasks give no groups.
+// a run would refuse its tasks. An empty list gives no groups.
 //
-// The tasks are copied, and tasks is left as it is; the text of categories and instructions is shared. It takes
-// linear time, but for the sorting of the categories.
+// The tasks are copied, and tasks is left as it is; the text of categories and instructions is shared. Partition takes
+// linear time, apart from sorting the categories.
 func Partition(tasks []Task) []Group {
 	a := arrange(tasks, ByCategory, nil)
 	indices := a.byCategory()
@@ -341,8 +342,8 @@ type extent struct {
 	first, last int // the index of the first and of the last
 }
 
-// arrange finds the category of every task. ByInput has the categories in order of first appearance; every other order
-// has those of sequence first, as far as there are tasks of them, and then the rest, sorted.
+// arrange finds the category of every task. With ByInput the categories are in order of first appearance; with any other
+// order those of sequence that have tasks come first, and then the rest, sorted.
 func arrange(tasks []Task, order Order, sequence []string) arrangement {
 	a := arrangement{of: make([]int32, len(tasks)), negative: -1}
 	numbers := make(map[string]int32)
@@ -451,7 +452,7 @@ type stageGroup struct {
 	indices  []int
 }
 
-// newPlan plans tasks, in linear time but for the sorting of the categories. Its error is the *TaskError of the first task whose
+// newPlan plans tasks, in linear time apart from sorting the categories. Its error is the *TaskError of the first task whose
 // category, or else whose timeout, cannot be used.
 //
 // sequence lists categories that come before all others, in that order, each once; those without a task are passed over.
@@ -492,8 +493,8 @@ func (p *plan) categories() []string {
 // stages gives the stages in order, numbered from 0, none of them empty.
 //
 // The slices of a stage are used again for the next one, so that a million stages cost no allocation each: they are
-// valid until the loop goes on. The indices within a group are the plan's: valid as long as it is,
-// not to be written to, but to be appended to.
+// valid until the loop goes on. The indices within a group are the plan's: they are valid as long as it is, and may be
+// appended to but not written to.
 func (p *plan) stages() iter.Seq2[int, stage] {
 	return func(yield func(int, stage) bool) {
 		var s stage

@@ -13,22 +13,23 @@ import (
 type Peer struct {
 	// Name is a URI or DNS name among the certificate's subject alternative
 	// names, exactly as it stands there: "spiffe://example.org/worker/7",
-	// "build-7.example.org". A wildcard is no more than its own text.
+	// "build-7.example.org". A wildcard matches nothing but its own text.
 	Name string
 
 	// Coordinator lets the peer send tasks to workers that have this list.
 	Coordinator bool
 
-	// Categories are those that coordinators with this list let the peer
+	// Categories are those whose tasks coordinators with this list let the peer
 	// execute.
 	Categories []string
 }
 
-// WithPeers lists who may be what, by the certificate: a worker takes sessions
-// only from a peer whose name is listed as a coordinator, and a coordinator
-// takes a worker for a category only if the peer's name is listed with it. The
-// same list can be handed to all of them. Called again, it adds to the list.
-// The default is no list: see WithTLS for who may be what then.
+// WithPeers lists which certificates may be used for what: a worker takes
+// sessions only from a peer whose name is listed as a coordinator, and a
+// coordinator takes a worker for a category only if the worker's name is listed
+// with that category. The same list can be handed to all of them. Called again,
+// it adds to the list. The default is no list: see WithTLS for who may be what
+// then.
 //
 // Only URI and DNS names among the subject alternative names count, and one that
 // matches is enough; common names and other parts of the subject do not. On a
@@ -36,10 +37,11 @@ type Peer struct {
 // address.
 //
 // It needs TLS, by WithTLS or from a dialer or listener whose connections are
-// *tls.Conn and that verifies certificates. A list without that, an empty one, a
-// Peer without a name, listed twice, for nothing at all, or with a category that
-// is not 1 to 255 bytes of UTF-8 without control characters is an error: of
-// NewCoordinator, and of a worker's Serve, ListenAndServe and ServeConn.
+// *tls.Conn and that verifies certificates. A list without TLS or an empty list
+// is an error, and so is a Peer that has no name, is listed twice, is listed for
+// nothing at all, or has a category that is not 1 to 255 bytes of UTF-8 without
+// control characters: an error of NewCoordinator, and of a worker's Serve,
+// ListenAndServe and ServeConn.
 func WithPeers(peers ...Peer) Option {
 	return option(func(c *commonConfig) {
 		if c.peers == nil {
@@ -126,8 +128,8 @@ func peerNames(chains [][]*x509.Certificate) []string {
 }
 
 // uriNames are the URIs among the subject alternative names, as they stand
-// there. Those of cert.URIs are taken apart, and put together again they may be
-// others: "x#" would become "x", and "SPIFFE:" "spiffe:".
+// there. Those of cert.URIs are parsed, and may differ when they are put together
+// again: "x#" would become "x", and "SPIFFE:" "spiffe:".
 func uriNames(cert *x509.Certificate) (names []string) {
 	const uri = 6 // GeneralName in RFC 5280
 	for _, extension := range cert.Extensions {

@@ -79,7 +79,7 @@ func (c *Counts) sum(o Counts) {
 // Unknown: it was sent, and nobody can tell whether it was executed.
 var ErrOutcomeUnknown = errors.New("it may have been executed")
 
-// Troubles counts what a run got over, or did not.
+// Troubles counts what went wrong in a run, whether the run got over it or not.
 type Troubles struct {
 	Losses  int // attempts that ended with their session
 	Retries int // attempts made because a handler had failed
@@ -105,13 +105,13 @@ type Report struct {
 
 	Troubles Troubles // what went wrong on the way, whatever the outcomes
 
-	// Categories says the same for each category that was connected to, and
+	// Categories has the same for each category that was connected to and for
 	// each of its workers, sorted by category.
 	Categories []CategorySnapshot
 }
 
 // A TaskError says why a task is not Done. It unwraps to the reason: a
-// *RemoteError if the handler or the worker gave one, else what happened on
+// *RemoteError if the handler or the worker gave one, otherwise what happened on
 // this side.
 type TaskError struct {
 	Index   int // of the task in what Run was given
@@ -135,9 +135,9 @@ func (e *TaskError) Error() string {
 // Unwrap returns e.Err.
 func (e *TaskError) Unwrap() error { return e.Err }
 
-// A RemoteError is what a worker reported of a task that failed.
+// A RemoteError is what a worker reported about a task that failed.
 type RemoteError struct {
-	// Kind says who failed it: "error" and "final" are the handler's errors,
+	// Kind says how it failed: "error" and "final" are the handler's errors,
 	// "panic" is its panic, "canceled" and "timeout" its answer to the end of
 	// its context, "stuck" a handler that did not answer, and "output" an
 	// output too long to send. See docs/protocol.md.
@@ -147,7 +147,8 @@ type RemoteError struct {
 	Text string
 }
 
-// Error is the text, escaped so that it can go to a log or a terminal.
+// Error is the text, with the kind in front of it if that is not "error" or
+// "final", escaped so that it can go to a log or a terminal.
 func (e *RemoteError) Error() string {
 	if e.Kind == kindError || e.Kind == kindFinal {
 		return plainText(e.Text)
@@ -155,16 +156,16 @@ func (e *RemoteError) Error() string {
 	return quoteUnlessPlain(e.Kind) + ": " + plainText(e.Text)
 }
 
-// A RunError is returned by Run when not every task is Done, or a worker did
-// not say the goodbye it was told to. It is yielded by Stream when the run could
-// not go on; its Counts are then those of the results yielded.
+// A RunError is returned by Run when not every task is Done, or a worker that
+// was told to shut down did not say goodbye. It is yielded by Stream when the run
+// could not go on; its Counts are then those of the results yielded.
 //
-// A run that went on to its end unwraps to the first *TaskError in input
-// order. One that could not go on unwraps to the reason instead, and to no
-// *TaskError unless a task was the reason: an error that wraps ErrNoWorker,
-// one *WorkerError for each worker that could not be used, ErrCoordinatorClosed,
-// or ctx's error and cause. The *TaskError of every task is in the Report
-// either way.
+// If the run went on to its end, the error unwraps to the first *TaskError in
+// input order. If it could not go on, the error unwraps to the reason instead,
+// and to no *TaskError unless a task was the reason: to an error that wraps
+// ErrNoWorker, to one *WorkerError for each worker that could not be used, to
+// ErrCoordinatorClosed, or to ctx's error and cause. The *TaskError of every task
+// is in the Report either way.
 type RunError struct {
 	Counts Counts
 	Err    error
@@ -183,7 +184,7 @@ func (e *RunError) Unwrap() error { return e.Err }
 type WorkerError struct {
 	Category string // of the session
 	Addr     string // as given to WithWorkers
-	Worker   string // the name it gave; "" if it did not come so far
+	Worker   string // the name it gave; "" if it did not get that far
 	Err      error
 }
 

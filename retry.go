@@ -10,7 +10,7 @@ import (
 )
 
 // Retry says how often and when a task that failed is tried again. The zero
-// value of a field, but for Attempts, is its default.
+// value of a field other than Attempts stands for its default.
 //
 // The delay before try n+1 is drawn evenly from between 0 and FirstDelay times
 // Factor to the power of n-1, or MaxDelay if that is less: full jitter, so that
@@ -24,14 +24,14 @@ type Retry struct {
 	Panics     bool          // try again after a panic too; by default it is final
 }
 
-// WithRetry has a task tried again when its handler returned an error, timed
-// out, or is stuck. By default such a task has failed.
+// WithRetry tries a task again when its handler returned an error, timed out,
+// or is stuck. By default such a task has failed.
 //
 // An error marked by Final is not tried again, nor is an output too long to
 // send, nor, unless the policy says otherwise, a panic; RetryAfter sets the
 // delay. A canceled task is Canceled, and one that was given back unstarted or
-// lost with its session has not failed: neither counts. In a group other tasks
-// go on meanwhile; with ByInput all later tasks wait.
+// lost with its session has not failed: neither counts. Meanwhile the other
+// tasks of the group go on; with ByInput all later tasks wait.
 //
 // A policy with Attempts below 1, or another field out of range, is an error of
 // NewCoordinator.
@@ -59,7 +59,7 @@ func WithRetry(policy Retry) CoordinatorOption {
 }
 
 // delay says whether a task that has failed n times, the last time with kind,
-// is tried again, and in what time. asked is the handler's wish, if not 0.
+// is tried again, and after how long. asked is the handler's wish, if not 0.
 func (p Retry) delay(n int, kind string, asked time.Duration, jitter func(time.Duration) time.Duration) (time.Duration, bool) {
 	switch kind {
 	case kindFinal, kindOutput, kindCanceled:
@@ -132,11 +132,11 @@ type finalError struct{ err error }
 func (e *finalError) Error() string { return e.err.Error() }
 func (e *finalError) Unwrap() error { return e.err }
 
-// RetryAfter marks a handler's error as one that another attempt in d may well
-// change; d takes the place of the delay that WithRetry would choose, and is
-// rounded up to a whole millisecond. It counts as any failure, and without
-// WithRetry it is one like any other. RetryAfter(nil, d) is nil. A d of 0 or
-// less panics.
+// RetryAfter marks a handler's error as one that another attempt after d may
+// well change; d takes the place of the delay that WithRetry would choose, and
+// is rounded up to a whole millisecond. The failure counts like any other, and
+// without WithRetry it is no different from one. RetryAfter(nil, d) is nil. A d
+// of 0 or less panics.
 func RetryAfter(err error, d time.Duration) error {
 	if d <= 0 {
 		panic(fmt.Sprintf("taskexec: RetryAfter: %v is not positive", d))

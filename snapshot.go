@@ -14,7 +14,7 @@ type RunSnapshot struct {
 	Categories []CategorySnapshot // those that have been connected to, sorted
 }
 
-// Counts adds up the categories'.
+// Counts adds up the Counts of the categories.
 func (s RunSnapshot) Counts() Counts {
 	var sum Counts
 	for _, c := range s.Categories {
@@ -46,8 +46,8 @@ type WorkerSnapshot struct {
 	Counts   Counts // of what it reported; a failure that is tried again is counted each time
 }
 
-// Snapshot says how far each run that goes on has come, in no order. It takes
-// a short lock for each category, and is cheap enough to poll.
+// Snapshot says how far each run in progress has come, in no particular order. It
+// takes a short lock for each category, and is cheap enough to poll.
 func (c *Coordinator) Snapshot() []RunSnapshot {
 	c.mu.Lock()
 	runs := slices.Collect(maps.Keys(c.runs))
@@ -78,7 +78,7 @@ func (q *queue) snapshot() CategorySnapshot {
 		Counts:   q.total,
 	}
 	c.Troubles = q.troubles
-	held := make(map[*link]int) // by one that drains and one that follows it, together
+	held := make(map[*link]int) // by a session that drains and those that follow it, together
 	for _, s := range q.sessions {
 		held[s.link] += s.held.len()
 	}

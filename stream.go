@@ -8,30 +8,31 @@ import (
 	"sync"
 )
 
-// errLeft is why a Stream whose consumer left its loop is canceled.
+// errLeft is the cause with which a Stream whose consumer left its loop is
+// canceled.
 var errLeft = errors.New("taskexec: the consumer of the Stream left its loop")
 
 // Stream is Run for tasks and results that need not all be in memory: it takes
 // tasks from seq and yields a Result for each. Everything said of Run holds,
-// but for what follows.
+// except for what follows.
 //
-// Results come in plan order; with the order Concurrent, as they settle. What
-// has been read from seq, or must be held back so that the order is kept, is
-// bounded by WithStreamBuffer: then seq is not asked for more until results are
+// Results come in plan order; with the order Concurrent, as tasks settle. What
+// has been read from seq, or must be held back to keep the order, is bounded by
+// WithStreamBuffer: at the bound, seq is not asked for more until results are
 // taken. ByCategory has to see its whole input before its first stage, so it
-// collects all tasks, at about 200 bytes each and the instruction; only its
+// collects all tasks, at about 200 bytes each plus the instruction; only its
 // outputs are bounded. With ByInput and Concurrent a category's workers are
 // connected when its first task comes, and with WithWorkerShutdown workers are
 // told at the end.
 //
-// The error is yielded once and last, with a zero Result: a *RunError, if the
-// run could not go on, or a goodbye did not come. A task that is not Done is no
-// such error: its Result says it. If such a task ends the run, as WithOnFailure
-// says, the loop ends without an error. Either way seq may not have been read
-// to its end; each task that was read has its Result.
+// An error is yielded at most once, and last, with a zero Result: a *RunError,
+// if the run could not go on, or a goodbye did not come. A task that is not Done
+// is no such error: its Result says so. If such a task ends the run, as
+// WithOnFailure says, the loop ends without an error. Either way seq may not
+// have been read to its end; each task that was read has its Result.
 //
 // seq is called in a goroutine of its own, and Stream's loop ends only after
-// seq has returned: one that waits for something should end the wait when ctx
+// seq has returned: a seq that waits for something should stop waiting when ctx
 // ends, since a run that is stopped can only refuse its next task. A panic in
 // seq is raised again in the caller, and runtime.Goexit ends the caller too.
 //
@@ -71,7 +72,7 @@ func (c *Coordinator) Stream(ctx context.Context, seq iter.Seq[Task]) iter.Seq2[
 			r.halt(haltCancel, errLeft)
 			r.delivery.leave()
 			engine.Wait()
-			r.end() // a run that never began had nothing to make the halt void
+			r.end() // a run that never began has not yet made the halt void
 		}
 		raise := func() {
 			switch {
@@ -124,7 +125,7 @@ func (r *run) stream(ctx context.Context, seq iter.Seq[Task]) error {
 }
 
 // deliverRest delivers the results of tasks that were never lent to a queue,
-// in plan order if there came to be a plan.
+// in plan order if a plan was made.
 func (r *run) deliverRest() {
 	if r.order == nil {
 		for i := range r.results {
@@ -203,9 +204,8 @@ func (r *run) runTask(number int, q *queue, res *Result) (failed *Result) {
 	return nil
 }
 
-// queueFor returns the queue of a task's category, with its sessions open. If
-// that cannot be had it settles the task, and its error is why the run cannot
-// go on.
+// queueFor returns the queue of a task's category, with its sessions open. If it
+// cannot, it settles the task, and its error is why the run cannot go on.
 func (r *run) queueFor(res *Result) (*queue, error) {
 	category := wantedCategory(res.Task)
 	if q := r.queues[category]; q != nil && res.Task.Timeout >= 0 {
@@ -237,19 +237,20 @@ func (r *run) queueFor(res *Result) (*queue, error) {
 
 // A delivery brings the results of a Stream to its consumer. Each task goes
 // through it in this order: acquire makes room for it, expect enters it (enter
-// does both), settled completes it, and next hands a copy of it out, which frees
-// its room, and its Result for another task, when results after it are asked for.
+// does both), settled completes it, and next hands out a copy of it. When later
+// results are asked for, its room is free again, and its Result may be used for
+// another task.
 //
-// A nil *delivery, that of Run, has room for everything, drops what it is
-// given.
+// A nil *delivery, which is that of Run, has room for everything, and drops what
+// it is given.
 type delivery struct {
 	ordered bool
 	reuse   bool // its Results are those that enter made, and not a plan's
 	limit   int
 
-	// The consumer's: results that it has taken and not handed out, and those that
-	// it has handed out and not given back. It gives them back together, but keeps
-	// no more than a small part of the room.
+	// For the consumer's goroutine: results that are taken and not handed out, and
+	// those that are handed out and not given back. They are given back together,
+	// but never keep more than a small part of the room.
 	batch fifo[*Result]
 	given []*Result
 	most  int
@@ -274,7 +275,7 @@ func newDelivery(limit int, order Order) *delivery {
 }
 
 // hasRoom waits for room, and reports false if the consumer has left. d.mu is
-// held, but for the wait.
+// held, except while it waits.
 func (d *delivery) hasRoom() bool {
 	for d.taken >= d.limit && !d.left {
 		d.room.Wait()
@@ -282,8 +283,8 @@ func (d *delivery) hasRoom() bool {
 	return !d.left
 }
 
-// acquire waits for room for up to n tasks, and takes it. It returns for how
-// many; 0 only if the consumer has left.
+// acquire waits for room for up to n tasks, and takes it. It returns how many
+// there is room for; 0 only if the consumer has left.
 func (d *delivery) acquire(n int) int {
 	if d == nil {
 		return n
@@ -342,7 +343,7 @@ func (d *delivery) settled(results ...*Result) {
 			d.list.push(r)
 		}
 	}
-	d.ready.Signal() // if the first in order is not among them, the consumer looks in vain
+	d.ready.Signal() // if the first in order is not among them, the consumer waits again
 }
 
 // next waits for the next result. It reports false when no more come.

@@ -15,31 +15,32 @@ import (
 	"time"
 )
 
-// WithTLS has sessions encrypted, and both sides prove who they are. A clone of
+// WithTLS encrypts sessions, and makes both sides prove who they are. A clone of
 // config is used, with TLS 1.3 as its lowest version and without session
 // tickets. It needs a certificate of this side's own, and a pool of the
-// authorities that the other side's must come from:
+// authorities that the other side's certificate must come from:
 //
 //   - a worker takes its certificate from Certificates or GetCertificate, and
 //     accepts coordinators with a certificate for client authentication that
 //     ClientCAs vouch for;
-//   - a coordinator takes its from Certificates or GetClientCertificate, and
-//     accepts workers with a certificate for server authentication that RootCAs
-//     vouch for, for the host name of the worker's address, or for ServerName
-//     if that is set.
+//   - a coordinator takes its certificate from Certificates or
+//     GetClientCertificate, and accepts workers with a certificate for server
+//     authentication that RootCAs vouch for, for the host name of the worker's
+//     address, or for ServerName if that is set.
 //
-// So one config may serve both roles. Without WithPeers everybody with such a
+// So one config may serve both roles. Without WithPeers, everybody with such a
 // certificate may be a coordinator: use an authority that does nothing else,
 // or list who may.
 //
-// A config without one of these or with an empty one, with InsecureSkipVerify, or
-// with a MaxVersion below TLS 1.3 is an error: of NewCoordinator, and of a worker's Serve,
-// ListenAndServe and ServeConn. So are WithTLS and WithInsecure together. A nil
-// config panics. The default is no TLS, and plaintext stays on this machine.
+// A config without such a certificate or pool or with an empty one, with
+// InsecureSkipVerify, or with a MaxVersion below TLS 1.3 is an error: of
+// NewCoordinator, and of a worker's Serve, ListenAndServe and ServeConn. So are
+// WithTLS and WithInsecure together. A nil config panics. The default is no TLS,
+// and plaintext stays on this machine.
 //
-// The handshake counts within what WithHandshakeTimeout allows. A connection
-// that already is a *tls.Conn, from a dialer or a listener, is used as it is:
-// whom it lets in is up to its own config, and to WithPeers.
+// WithHandshakeTimeout bounds the TLS handshake too. A connection that already
+// is a *tls.Conn, from a dialer or a listener, is used as it is: whom it lets in
+// is up to its own config, and to WithPeers.
 func WithTLS(config *tls.Config) Option {
 	if config == nil {
 		panic("taskexec: WithTLS: nil config")
@@ -78,8 +79,8 @@ func (c *commonConfig) checkSecurity() {
 	}
 }
 
-// checkSecurity is called when all options are applied. It makes of the
-// worker's config what its sessions use.
+// checkSecurity is called when all options are applied. It turns the worker's
+// config into the one that its sessions use.
 func (c *workerConfig) checkSecurity() {
 	c.commonConfig.checkSecurity()
 	if c.tls == nil {
@@ -148,7 +149,7 @@ func strict(config *tls.Config) *tls.Config {
 	return config
 }
 
-// serverTLS makes of the config that was given the one that a worker uses.
+// serverTLS turns the config that was given into the one that a worker uses.
 func (c *workerConfig) serverTLS(given *tls.Config) (*tls.Config, error) {
 	own := hasCertificate(given) || given.GetCertificate != nil
 	if err := checkTLS(given, own, given.ClientCAs, "Certificates or GetCertificate", "ClientCAs", "coordinators"); err != nil {
@@ -166,7 +167,7 @@ func (c *workerConfig) serverTLS(given *tls.Config) (*tls.Config, error) {
 		return err
 	}
 	if another := given.GetConfigForClient; another != nil {
-		// The config that it gives is held to the same.
+		// The config that it returns has to meet the same conditions.
 		config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			given, err := another(hello)
 			if err != nil || given == nil {
@@ -212,15 +213,15 @@ func (c *coordinatorConfig) clientTLS(addr, category string) *tls.Config {
 		}
 	}
 	if c.peers != nil {
-		// crypto/tls verifies a chain only together with a host name, in whose
-		// place the list stands: verifyWorker does the rest.
+		// crypto/tls verifies a chain only together with a host name, and the list
+		// takes the host name's place: verifyWorker does the rest.
 		config.InsecureSkipVerify = true
 		config.VerifyPeerCertificate = nil
 	}
 	return config
 }
 
-// verifyWorker verifies a worker's chain as crypto/tls would, but for the host
+// verifyWorker verifies a worker's chain as crypto/tls would, except for the host
 // name.
 func (c *coordinatorConfig) verifyWorker(certs []*x509.Certificate) ([][]*x509.Certificate, error) {
 	options := x509.VerifyOptions{
@@ -259,7 +260,7 @@ func serverName(addr string) string {
 	return host
 }
 
-// secure makes of a connection that was dialled one that a session may use. The
+// secure turns a connection that was dialled into one that a session may use. The
 // error is a *handshakeError if there is TLS. ctx bounds the handshake; the
 // caller closes conn after an error.
 func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, category string) (net.Conn, error) {
@@ -287,9 +288,10 @@ func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, cat
 	return &promptConn{tlsConn: secured}, nil
 }
 
-// withRoom is conn or, if that has no buffers, what takes in all at once that a
-// peer writes of its handshake. Else a peer whose certificate is refused would
-// still be writing when it should read why, and both would wait for each other.
+// withRoom is conn or, if conn has no buffers, a wrapper that takes in at once
+// all that a peer writes of its handshake. Otherwise a peer whose certificate is
+// refused would still be writing when it should read why, and both would wait for
+// each other.
 func withRoom(conn net.Conn) net.Conn {
 	const chain = 64 << 10 // of some certificates
 	if !unbuffered(conn) {
@@ -305,7 +307,7 @@ type roomyConn struct {
 
 func (c *roomyConn) Read(p []byte) (int, error) { return c.in.Read(p) }
 
-// secure makes of a connection that was accepted one that a session may use.
+// secure turns a connection that was accepted into one that a session may use.
 // The handshake, if there is one, is still to be done.
 func (c *workerConfig) secure(conn net.Conn) (net.Conn, error) {
 	if secured, ok := conn.(tlsConn); ok {
@@ -353,9 +355,9 @@ func (s *workerSession) handshake(deadline time.Time) error {
 }
 
 // refuse ends a connection whose handshake has failed. The alert that says why
-// is written; to close a TCP connection with unread input would reset it, and
-// the peer could lose the alert. Who has tried without TLS is told in its own
-// language.
+// is written already; to close a TCP connection with unread input would reset it,
+// and the peer could lose the alert. A coordinator that has tried without TLS is
+// told so in a line that it can read.
 func (c *wire) refuse(raw net.Conn, why error) {
 	raw.SetDeadline(c.overSoon())
 	var plain tls.RecordHeaderError
@@ -373,17 +375,16 @@ func (c *wire) refuse(raw net.Conn, why error) {
 	io.CopyN(io.Discard, raw, discardBytes)
 }
 
-// A promptConn is a connection with TLS whose end does not take longer than a
-// wire's may: crypto/tls itself gives a peer that does not read 5 s for each
-// goodbye.
+// A promptConn is a connection with TLS whose end takes no longer than a wire's
+// may: crypto/tls itself gives a peer that does not read 5 s for each goodbye.
 type promptConn struct {
 	tlsConn
 	mu sync.Mutex // guards following
 	by time.Time  // when all must be over; zero before SetDeadline
 }
 
-// SetDeadline is called by a wire that ends. One that does not sets its
-// deadlines apart.
+// SetDeadline is called by a wire that ends. One that does not end sets its read
+// and write deadlines separately.
 func (c *promptConn) SetDeadline(t time.Time) error {
 	c.mu.Lock()
 	c.by = t
@@ -436,8 +437,8 @@ func newHandshakeError(err error) *handshakeError {
 	return &handshakeError{"TLS handshake: " + unprefixed(err), err, refusesCertificate(err)}
 }
 
-// alertOf is the error of a peer that refused the handshake, if err is that. In
-// TLS 1.3 it may come only with the first read after the handshake.
+// alertOf returns the alert of a peer that refused the handshake, if err is one,
+// else nil. In TLS 1.3 it may come only with the first read after the handshake.
 func alertOf(err error) *handshakeError {
 	var op *net.OpError
 	// This is how crypto/tls marks an alert that it received.

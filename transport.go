@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// ErrInsecureTransport is wrapped by the error of whoever would otherwise talk
-// plaintext with another machine: of NewCoordinator and Run, and of a worker's
-// Serve, ListenAndServe and ServeConn. See WithInsecure.
+// ErrInsecureTransport is wrapped by an error that refuses to talk plaintext with
+// another machine: one of NewCoordinator or Run, or of a worker's Serve,
+// ListenAndServe or ServeConn. See WithInsecure.
 var ErrInsecureTransport = errors.New("taskexec: insecure transport")
 
 // An insecureError says where plaintext would have gone.
@@ -26,10 +26,10 @@ func (e *insecureError) Unwrap() error { return ErrInsecureTransport }
 // of peers.
 var errPeersUnseen = errors.New("taskexec: WithPeers: a peer is known by its certificate, and there is none without TLS; add WithTLS")
 
-// WithInsecure allows plaintext that can leave this machine, to listen and to
-// dial. By default it is refused with ErrInsecureTransport: a worker executes
-// what it is sent, so that whoever can connect to it can have it do so.
-// Loopback addresses, unix sockets and connections that are no TCP, such as a
+// WithInsecure allows plaintext that can leave this machine, for listening and
+// for dialling. By default it is refused with ErrInsecureTransport: a worker
+// executes what it is sent, so whoever can connect to it can make it do so.
+// Loopback addresses, unix sockets and connections that are not TCP, such as a
 // net.Pipe, never need it, nor does TLS. What counts is the address that was
 // bound or reached, whatever name it was given by. Together with WithTLS or
 // WithPeers it is an error.
@@ -37,7 +37,7 @@ func WithInsecure() Option {
 	return option(func(c *commonConfig) { c.insecure = true })
 }
 
-// checkPlaintext refuses conn, which is without TLS, unless it may be that.
+// checkPlaintext refuses conn, which is without TLS, unless it may be without.
 func (c *commonConfig) checkPlaintext(conn net.Conn) error {
 	switch {
 	case c.peers != nil:
@@ -48,8 +48,9 @@ func (c *commonConfig) checkPlaintext(conn net.Conn) error {
 	return &insecureError{fmt.Sprintf("the connection from %s to %s", conn.LocalAddr(), conn.RemoteAddr())}
 }
 
-// checkListener refuses a listener that is known to give what may not be used.
-// Of one whose type is not known checkAccepted has to see the first connection.
+// checkListener refuses a listener that is known to accept connections that may
+// not be used. If its type is not known, checkAccepted has to see the first
+// connection.
 func (c *workerConfig) checkListener(ln net.Listener) error {
 	plain := false
 	switch ln.(type) {
@@ -65,7 +66,7 @@ func (c *workerConfig) checkListener(ln net.Listener) error {
 	return c.checkBound(ln)
 }
 
-// checkAccepted refuses ln, by the first connection that it gave.
+// checkAccepted refuses ln, judging by the first connection that it accepted.
 func (c *workerConfig) checkAccepted(ln net.Listener, conn net.Conn) error {
 	if _, ok := conn.(tlsConn); ok || c.tls != nil {
 		return nil
@@ -82,7 +83,7 @@ func (c *workerConfig) checkBound(ln net.Listener) error {
 }
 
 // checkAddr refuses an address of WithWorkers that can only be reached over the
-// network. Of a name that is not known before it is dialled.
+// network. For a host name that is not known before it is dialled.
 func (c *coordinatorConfig) checkAddr(addr string) error {
 	network, address, err := splitAddr(addr)
 	if err != nil || network == "unix" || c.insecure || c.tls != nil || c.dial != nil {

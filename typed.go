@@ -8,14 +8,14 @@ import (
 	"reflect"
 )
 
-// HandlerOf makes a Handler of a function over types: the instruction is
-// decoded from JSON into an In, and the Out encoded to JSON as the output, both
-// by encoding/json. TaskOf and OutputOf are the coordinator's side of it.
+// HandlerOf makes a Handler from a typed function: the instruction is decoded
+// from JSON into an In, and the Out encoded to JSON as the output, both by
+// encoding/json. TaskOf and OutputOf are the coordinator's side of it.
 //
 // An instruction that does not decode fails its task with the kind "final",
 // since no other attempt would change it; where one field is at fault, the error
-// names it. So does an Out that does not encode. An error of f's own fails the
-// task as that of any Handler does. A nil f panics.
+// names it. An Out that does not encode fails it in the same way. An error that
+// f returns fails the task as that of any Handler does. A nil f panics.
 func HandlerOf[In, Out any](f func(ctx context.Context, in In) (Out, error)) Handler {
 	if f == nil {
 		panic("taskexec: HandlerOf: nil function")
@@ -46,7 +46,7 @@ func fieldError(err error) error {
 	return err
 }
 
-// TaskOf makes a task of the category whose instruction is in as JSON. Its
+// TaskOf makes a task of the category, with in as JSON for its instruction. Its
 // error is that of encoding/json. A category should be given: by default it
 // would be the first character of the JSON, such as a brace.
 func TaskOf[In any](category string, in In) (Task, error) {
@@ -57,9 +57,9 @@ func TaskOf[In any](category string, in In) (Task, error) {
 	return Task{Category: category, Instruction: string(instruction)}, nil
 }
 
-// OutputOf decodes the output of a result that is Done, from JSON. Its error is
-// the result's *TaskError if it is not Done, else that of decoding; where one
-// field is at fault, it names it.
+// OutputOf decodes the output of a result that is Done from JSON. Its error is
+// the result's *TaskError if the result is not Done, otherwise that of decoding,
+// which names the field where one is at fault.
 func OutputOf[Out any](r Result) (Out, error) {
 	var out Out
 	if r.Err != nil {

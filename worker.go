@@ -29,13 +29,13 @@ import (
 // fails the task too.
 //
 // A task may be executed again after a session was lost, possibly while the
-// attempt cut off still runs elsewhere: make effects idempotent, with the key
-// and the attempt number of TaskInfo where the effect is outside.
+// attempt that was cut off still runs elsewhere: make effects idempotent, with
+// the key and the attempt number of TaskInfo where the effect is outside.
 type Handler interface {
 	Handle(ctx context.Context, task Task) (output string, err error)
 }
 
-// HandlerFunc lets a function be a Handler.
+// A HandlerFunc is a function as a Handler.
 type HandlerFunc func(ctx context.Context, task Task) (output string, err error)
 
 // Handle calls f.
@@ -47,7 +47,7 @@ type TaskInfo struct {
 	Task    int    // the task's index in the run
 	Attempt int    // from 1, greater with each sending of the task
 
-	// Coordinator is who sent the task, by a URI or DNS name of its verified
+	// Coordinator says who sent the task, by a URI or DNS name of its verified
 	// certificate: the name that WithPeers lists or, without a list, the first;
 	// "" without TLS.
 	Coordinator string
@@ -60,7 +60,7 @@ type TaskInfo struct {
 func (i TaskInfo) Key() string { return i.Run + "/" + strconv.Itoa(i.Task) }
 
 // TaskInfoFrom returns the TaskInfo of the attempt that ctx belongs to. It
-// reports false for a ctx that no worker has made.
+// reports false for a ctx that does not come from a worker.
 func TaskInfoFrom(ctx context.Context) (TaskInfo, bool) {
 	c, ok := ctx.Value(taskInfoKey{}).(*jobContext)
 	if !ok {
@@ -71,8 +71,8 @@ func TaskInfoFrom(ctx context.Context) (TaskInfo, bool) {
 
 type taskInfoKey struct{}
 
-// ErrWorkerClosed is returned by Serve, ListenAndServe and ServeConn when
-// Shutdown was called before them, or a coordinator had the worker shut down.
+// ErrWorkerClosed is returned by Serve, ListenAndServe and ServeConn when they
+// are called after Shutdown, or after a coordinator had the worker shut down.
 var ErrWorkerClosed = errors.New("taskexec: worker closed")
 
 // errSessionLost is the cause that a handler's ctx ends with when its
@@ -80,7 +80,7 @@ var ErrWorkerClosed = errors.New("taskexec: worker closed")
 var errSessionLost = errors.New("taskexec: session with the coordinator lost")
 
 // errLeaseOver is the cause that a handler's ctx ends with when the coordinator
-// has not answered for so long that it may have given the tasks to others.
+// has been silent for so long that it may have given the tasks to others.
 var errLeaseOver = errors.New("taskexec: the coordinator does not answer")
 
 // canceledError is the cause that a handler's ctx ends with when the
@@ -115,18 +115,17 @@ type Worker struct {
 	drained   chan struct{} // closed when draining and serving is 0
 	entrance  entrance
 
-	done   int64 // handlers that returned, by what they returned; those of sessions that are there are counted in them
+	done   int64 // handlers that returned, by what they returned; open sessions count theirs themselves
 	failed int64
 
-	sole atomic.Pointer[workerSession] // the session of turns if there is one; its slots need not ask whose turn it is
+	sole atomic.Pointer[workerSession] // the session of turns if it is the only one; its slots need not ask whose turn it is
 
 	greeted, repeated, returned, lost atomic.Int64 // as WorkerStats has them
 }
 
-// NewWorker returns a worker that executes tasks with handler. It panics on a
-// nil handler and on options that no program can mean, such as zero slots; an
-// option that depends on data is checked by Serve, ListenAndServe and
-// ServeConn.
+// NewWorker returns a worker that executes tasks with handler. A nil handler
+// panics, as do options that no program can mean, such as zero slots; an option
+// that depends on data is checked by Serve, ListenAndServe and ServeConn.
 //
 // Defaults: 1 slot, any category, and a name made of the host's name and the
 // process's id.
@@ -159,8 +158,8 @@ func NewWorker(handler Handler, opts ...WorkerOption) *Worker {
 // Name returns the worker's name: that of WithName, or the default.
 func (w *Worker) Name() string { return w.config.name }
 
-// ListenAndServe listens on addr, host:port or unix:/path, and calls Serve.
-// Besides Serve's errors it returns that of an address it cannot listen on.
+// ListenAndServe listens on addr, host:port or unix:/path, and calls Serve. It
+// returns Serve's error, or why it cannot listen on addr.
 func (w *Worker) ListenAndServe(ctx context.Context, addr string) error {
 	network, address, err := splitAddr(addr)
 	if err != nil {
@@ -183,20 +182,21 @@ func (w *Worker) ListenAndServe(ctx context.Context, addr string) error {
 // as its sessions have drained. If Shutdown came first it returns
 // ErrWorkerClosed at once.
 //
-// If ln fails it is asked again, after 5 ms, doubled with each failure up to
+// If ln fails, it is tried again after 5 ms, doubled with each failure up to
 // 1 s: for as long as it takes if the system is at fault, such as for want of
-// file descriptors, ten times in a row if not, and not at all once ln is
-// closed. Then the sessions are closed as when ctx ends, and Serve returns ln's
-// error.
+// file descriptors; until it has failed ten times in a row if not; and not at
+// all once ln is closed. Then the sessions are closed as when ctx ends, and
+// Serve returns ln's error.
 //
 // A worker has at most 256 sessions, those that ServeConn serves included; a
-// coordinator that greets when there are so many is told to come again later.
-// Of connections that have not greeted there are at most 32; for the next, the
-// oldest is closed.
+// coordinator that greets when there are that many is told to come back later.
+// At most 32 connections may be open that have not greeted; when another comes,
+// the oldest of them is closed.
 //
-// A listener that can be reached from other machines, without WithTLS, is
-// refused with an error that wraps ErrInsecureTransport: at once if it is a
-// *net.TCPListener or embeds one; else if its first connection is no *tls.Conn.
+// Without WithTLS, a listener that can be reached from other machines is refused
+// with an error that wraps ErrInsecureTransport: at once if it is a
+// *net.TCPListener or embeds one; otherwise if its first connection is not a
+// *tls.Conn.
 func (w *Worker) Serve(ctx context.Context, ln net.Listener) (err error) {
 	if err := w.enter(&ln); err != nil {
 		ln.Close()
@@ -262,7 +262,7 @@ func (w *Worker) ServeConn(ctx context.Context, conn net.Conn) error {
 	return w.serveConn(ctx, conn)
 }
 
-// enter counts a call of Serve or ServeConn in, so that a drain waits for it.
+// enter counts in a call of Serve or ServeConn, so that a drain waits for it.
 func (w *Worker) enter(ln *net.Listener) error {
 	if w.config.err != nil {
 		return w.config.err
@@ -384,7 +384,7 @@ func (w *Worker) running() string {
 
 // WorkerStats counts what a worker does.
 type WorkerStats struct {
-	Sessions int   // open now, over which handlers may still run
+	Sessions int   // open now, or lost while their handlers still run
 	Slots    int   // tasks it executes at a time
 	Running  int   // slots that execute a handler now, stuck ones included
 	Stuck    int   // handlers reported as stuck that have not returned
@@ -436,8 +436,8 @@ func (w *Worker) dispatch() {
 }
 
 // nextJob is called by a slot that has nothing to execute. It reports true if the
-// slot now has, since the turn is that of its session again. Otherwise it goes to
-// the session whose turn it is, or becomes free.
+// slot now has a job, because it is its session's turn again. Otherwise the slot
+// goes to the session whose turn it is, or becomes free.
 //
 // The goroutines of slots belong to sessions, each of which waits for its own.
 func (w *Worker) nextJob(l *slot) bool {
@@ -458,9 +458,9 @@ func (w *Worker) nextJob(l *slot) bool {
 	return false
 }
 
-// nextTurn takes a job from the session whose turn it is, for l if that is a slot
-// of it, else for another. It returns the slot that is to execute it; nil if none
-// waits. w.mu is held.
+// nextTurn takes a job from the session whose turn it is: for l if l is a slot of
+// that session, otherwise for another slot. It returns the slot that is to execute
+// the job; nil if none waits. w.mu is held.
 func (w *Worker) nextTurn(l *slot) *slot {
 	for len(w.turns) > 0 {
 		s := w.turns[0]
@@ -489,8 +489,8 @@ func (w *Worker) nextTurn(l *slot) *slot {
 	return nil
 }
 
-// endTurns takes a session that is over from turns: it must not wait there while
-// slots are long busy.
+// endTurns takes a session that is over out of turns: it must not wait there
+// while slots are busy for long.
 func (w *Worker) endTurns(s *workerSession) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -501,7 +501,7 @@ func (w *Worker) endTurns(s *workerSession) {
 	}
 }
 
-// setSole follows a change of turns. w.mu is held.
+// setSole is called after each change of turns. w.mu is held.
 func (w *Worker) setSole() {
 	var sole *workerSession
 	if len(w.turns) == 1 {

@@ -2,9 +2,11 @@ package taskexec
 
 import "time"
 
-// An allowance bounds the lines of a peer that bring no work along: PING, PONG,
-// RECALL, CANCEL, SHUTDOWN, DRAIN. Work and time renew it, so that whoever uses these lines for what they are there for never runs
-// out: a coordinator has reason to ask each task in flight back once, or twice. It is the reader's alone. The zero value is full.
+// An allowance bounds the lines of a peer that bring no work with them: PING,
+// PONG, RECALL, CANCEL, SHUTDOWN, DRAIN. Work and time renew it, so that a peer
+// that uses these lines for what they are there for never runs out: a coordinator
+// has reason to ask for each task in flight once, or twice. Only the reader uses
+// it. The zero value is full.
 type allowance struct {
 	used  int
 	since time.Time // from when time renews it
@@ -15,9 +17,10 @@ const (
 	allowanceWork = 2                  // lines that a RUN is worth to the coordinator, and a report to the worker
 	allowanceUnit = time.Second / 4000 // in which time brings one
 
-	// heartbeatLeast is what WithHeartbeat may ask for, so that time brings
-	// more than the PINGs of one side and the PONGs for the other use up: a
-	// worker pings three times in what is two of these intervals at least.
+	// heartbeatLeast is the shortest interval that WithHeartbeat may ask for, so
+	// that time brings more than the PINGs of one side and the PONGs for the other
+	// use up: a worker pings three times in a timeout, which is at least two of
+	// these intervals.
 	heartbeatLeast = time.Millisecond
 )
 

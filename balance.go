@@ -7,13 +7,13 @@ import (
 )
 
 // A queue sees to it that no worker is idle while tasks wait for another. What
-// waits in the queue goes first to the sessions that have a slot free, and none
-// is given more than it has slots of what the free slots of others would start.
-// At the end of a group nothing waits here any more, and some still waits at
-// workers that turned out to be slow, or have come upon a long task. As much of
-// that as free slots elsewhere can start is asked back, the last that was sent
-// first. The worker decides: it answers RETURN for a task that has not started;
-// for one that has, its report comes in time. Nothing depends on an answer.
+// waits in the queue goes first to the sessions that have a slot free, and beyond
+// its own slots none is given what the free slots of others would start. At the
+// end of a group no task waits here any more, but some still wait at workers that
+// turned out to be slow, or have come upon a long task. As many of these as free
+// slots elsewhere can start are asked back, the last that were sent first. The
+// worker decides: it answers RETURN for a task that has not started; for one that
+// has, its report comes in time. Nothing depends on an answer.
 //
 // This must cost next to nothing while every worker has enough to do. So the
 // queue keeps sums over its sessions, of slots that are free and of tasks that
@@ -24,10 +24,10 @@ import (
 // A standing is a session's part in that. It is guarded by queue.mu.
 type standing struct {
 	free    int       // slots not in use
-	ahead   int       // tasks in flight beyond the slots, but for those of which an answer to RECALL is expected
-	awaited int       // the latter
+	ahead   int       // tasks in flight beyond the slots, without those of awaited
+	awaited int       // tasks that were asked back and whose answer is expected
 	askedAt time.Time // when the latest RECALL was sent
-	barren  bool      // of what is ahead nothing can be asked back, until more is sent
+	barren  bool      // nothing of what is ahead can be asked back, until more is sent
 	idle    bool      // it is in queue.idle
 	roomy   bool      // it is in queue.roomy
 	giving  bool      // it is in queue.giving
@@ -36,15 +36,15 @@ type standing struct {
 const (
 	patience   = headStart // until tasks that were not asked back, or not returned, are looked at again
 	mostGivers = 16        // sessions that are looked at together for what they can give back
-	maxReturns = 3         // how often a task is asked back in a run: it must not wander for ever
+	maxReturns = 3         // how often a task is asked back in a run: it must not wander forever
 )
 
-// weigh brings the sums up to date with what s holds. It ends each section that
-// changes that. q.mu is held.
+// weigh brings the sums up to date with what s holds. Each section that changes
+// what s holds ends with it. q.mu is held.
 func (q *queue) weigh(s *session) {
 	free, ahead := 0, 0
 	if beyond := s.held.len() - s.slots; s.live {
-		s.setAwaited(min(s.awaited, max(beyond, 0))) // so many at most have not started
+		s.setAwaited(min(s.awaited, max(beyond, 0))) // no more than that have not started
 		if s.alone == nil {
 			free = max(-beyond, 0)
 		}
@@ -70,8 +70,8 @@ func (s *session) setAwaited(n int) {
 	s.awaited = n
 }
 
-// mayHold is how many tasks may be in flight to s as far as the worker goes.
-// queue.mu is held.
+// mayHold is how many tasks may be in flight to s as far as its worker is
+// concerned. queue.mu is held.
 func (s *session) mayHold() int {
 	return min(s.window, max(s.pace.window, s.run.config.leastWindow))
 }
@@ -97,9 +97,9 @@ func (q *queue) forget(s *session) {
 	s.idle, s.roomy, s.giving = false, false, false
 }
 
-// taker takes a session out of the lists that has room, nil if there is none;
-// one with a free slot before all others. It is in the list again, at its end,
-// when it has taken what it may, so that single tasks are spread over the
+// taker takes a session that has room out of the lists, one with a free slot
+// before all others; nil if there is none. When the session has taken what it may,
+// it is at the end of the list again, so that single tasks are spread over the
 // workers. q.mu is held.
 func (q *queue) taker() *session {
 	first := q.first()
@@ -136,8 +136,8 @@ func (q *queue) wakeTakers(n int) {
 }
 
 // evenOut asks back what is ahead at some workers while others have slots free,
-// if the last of it would otherwise wait for longer than it takes to move it. q.mu is
-// held.
+// if the last of it would otherwise wait for longer than it takes to move it.
+// q.mu is held.
 func (q *queue) evenOut(now time.Time) {
 	if q.free > q.awaited {
 		var givers [mostGivers]*session
@@ -154,8 +154,8 @@ func (q *queue) evenOut(now time.Time) {
 		}
 		q.askBack(givers[:n], q.free-q.awaited, now)
 	}
-	// What is worth no RECALL now may yet be held up, and what was asked back may
-	// be held by a worker that does not see RECALL before it comes to it.
+	// What is not worth a RECALL now may yet be held up, and what was asked back may
+	// be held by a worker that is slow to see the RECALL.
 	if q.ahead > 0 && q.giving.len() > 0 && !q.evening {
 		q.evening = true
 		if q.evener == nil {
@@ -190,8 +190,8 @@ func (q *queue) evenOutAgain() {
 	q.evenOut(now)
 }
 
-// askBack has givers asked for n tasks altogether, each time the one where the
-// last would wait longest. q.mu is held.
+// askBack asks givers for n tasks altogether, each time the one whose last task
+// would wait longest. q.mu is held.
 func (q *queue) askBack(givers []*session, n int, now time.Time) {
 	var asked [mostGivers]int
 	for range n {
@@ -214,8 +214,8 @@ func (q *queue) askBack(givers []*session, n int, now time.Time) {
 	}
 }
 
-// askBack recalls the n tasks that s has been sent last, leaving out those that
-// were asked back before and not returned, or are to stay. queue.mu is held.
+// askBack recalls the n tasks that s was sent last, leaving out those that were
+// asked back before and not returned, or are to stay. queue.mu is held.
 func (s *session) askBack(n int, now time.Time) {
 	q := s.queue
 	held := s.flights()

@@ -1,6 +1,6 @@
 package taskexec
 
-// A fifo is a list from which is taken what was put in first. The zero value is
+// A fifo is a list: what was put in first is taken out first. The zero value is
 // empty.
 type fifo[T any] struct {
 	list []T
@@ -9,10 +9,10 @@ type fifo[T any] struct {
 
 func (f *fifo[T]) len() int { return len(f.list) - f.head }
 
-// first is what pop will take. There is something.
+// first is what pop will take. The list must not be empty.
 func (f *fifo[T]) first() T { return f.list[f.head] }
 
-// all is what is in the list, valid until that changes.
+// all is what is in the list. It is valid until the list changes.
 func (f *fifo[T]) all() []T { return f.list[f.head:] }
 
 // push uses the room of what was taken before it asks for more: a list that is
@@ -26,14 +26,14 @@ func (f *fifo[T]) push(v T) {
 	f.list = append(f.list, v)
 }
 
-// pop takes the first. There is something.
+// pop takes the first. The list must not be empty.
 func (f *fifo[T]) pop() T {
 	v := f.first()
 	f.drop()
 	return v
 }
 
-// drop takes the first away. There is something.
+// drop takes the first away. The list must not be empty.
 func (f *fifo[T]) drop() {
 	var none T
 	f.list[f.head] = none

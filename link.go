@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// A link keeps a run connected to one worker of a category: by a session, and
-// another when that is lost, or its worker drains.
+// A link keeps a run connected to one worker of a category: by one session, and
+// by another when that is lost, or its worker drains.
 type link struct {
 	queue *queue
 	addr  string // as given to WithWorkers
 
 	// of the goroutine that dials, of which there is one at a time
-	slotEnds time.Time // the slot of the backoff with the latest dial
+	slotEnds time.Time // when the slot of the backoff ends that the latest dial was in
 	failures int       // sessions in a row that were of no use
 
 	// guarded by queue.mu
@@ -30,8 +30,8 @@ type link struct {
 }
 
 // open connects for the first time. A worker that cannot be reached, or is just
-// coming or going, is tried again for as long as WithWorkerWait says; whatever
-// else is wrong with it is an error at once. The error is a *WorkerError.
+// coming or going, is tried again for as long as WithWorkerWait says; anything
+// else that is wrong with it is an error at once. The error is a *WorkerError.
 func (l *link) open(ctx context.Context) error {
 	r := l.queue.run
 	patience, cancel := context.WithTimeout(ctx, r.config.workerWait)
@@ -72,8 +72,8 @@ func (l *link) keep(ctx context.Context, s *session) {
 // follow connects again after s, whose worker takes no more tasks.
 func (l *link) follow(ctx context.Context, s *session) *session {
 	// A worker that greets and is lost again before it has executed anything
-	// is not dialled any faster than one that does not greet; unless it was there
-	// for longer than the wait for that one.
+	// is not dialled any faster than one that does not greet, unless it was there
+	// for longer than the longest wait between two dials.
 	if s.reported() || s.wire.age() > defaultBackoff.most {
 		l.failures = 0
 	}
@@ -82,20 +82,20 @@ func (l *link) follow(ctx context.Context, s *session) *session {
 }
 
 // A follower connects again beside a session whose worker drains: what that
-// still executes may take its time, and meanwhile another may listen at its
-// address.
+// worker still executes may take its time, and meanwhile another may listen at
+// its address.
 type follower struct {
 	stop  context.CancelFunc
 	found chan bool
 }
 
 // mostDraining is how many sessions of a link may drain beside one another, each
-// followed by the next. A worker that drains over and over, and never takes its
-// leave, must not make for more and more of them.
+// followed by the next. A worker that drains over and over, and never says
+// goodbye, must not cause more and more of them.
 const mostDraining = 16
 
-// startFollower has s followed, if it holds anything that may take its time, and
-// has no follower yet. Only its reader calls it.
+// startFollower starts the follower of s, if s holds anything that may take its
+// time, and has no follower yet. Only its reader calls it.
 func (s *session) startFollower() {
 	l := s.link
 	s.queue.mu.Lock()
@@ -119,8 +119,8 @@ func (s *session) startFollower() {
 		case l.slotEnds.Equal(slotEnds): // it has not dialled
 			l.failures = failures
 		case soon.Before(l.slotEnds):
-			// However long it has dialled in vain, a worker that is started again
-			// when s is over is found soon.
+			// However long the follower has dialled in vain, a worker that is started
+			// again when s is over is found soon.
 			l.slotEnds = soon
 		}
 		f.found <- next != nil
@@ -130,7 +130,7 @@ func (s *session) startFollower() {
 }
 
 // endFollower stops the follower of s, which is over. It reports true if another
-// session has followed; else who calls it is again the one that dials.
+// session has followed; otherwise the caller is again the one that dials.
 func (s *session) endFollower() bool {
 	s.queue.mu.Lock()
 	s.link.draining--
@@ -180,9 +180,10 @@ func (l *link) redial(ctx context.Context, failures int, strict bool) *session {
 }
 
 // mayPass says whether a failure to connect may be over soon: nobody is there,
-// or the greetings did not get through in time, or whole, which somebody who saw
-// HELLO end inside its line calls a syntax error, or somebody says that he is
-// going or has no slot. One who greets wrong is not what was meant, and will not change.
+// the greetings did not get through in time, or the peer says that it is going or
+// has no slot. So may a syntax error that the peer reports: HELLO may have been
+// cut off inside its line. A peer that greets wrongly is not what was meant, and
+// will not change.
 //
 // What is wrong with a certificate, or with a connection without one, stays so.
 func mayPass(err error) bool {
@@ -213,7 +214,7 @@ func (l *link) connect(ctx context.Context) (*session, error) {
 	q.mu.Lock()
 	defer q.unlock()
 	if err != nil {
-		if ctx.Err() == nil || l.session == nil && l.err == nil { // that a follower was stopped is no reason
+		if ctx.Err() == nil || l.session == nil && l.err == nil { // that a follower was stopped is no reason to tell
 			l.err = err
 		}
 		return nil, err
@@ -243,7 +244,7 @@ func (l *link) drains() bool {
 	return l.session != nil && !l.session.ending
 }
 
-// beat pings the worker, and takes the session for lost when nothing is heard
+// beat pings the worker, and takes the session to be lost when nothing is heard
 // from it for too long. Nothing that it calls waits for the connection.
 func (s *session) beat() {
 	interval, timeout := s.run.config.heartbeat, s.run.config.silence

@@ -221,15 +221,15 @@ func appendNumber[N int | int64](dst []byte, n N) []byte {
 	return strconv.AppendInt(append(dst, ' '), int64(n), 10)
 }
 
-// appendText appends a space and text, escaped; nothing if there is no text.
+// appendText appends a space and text, escaped; nothing if text is empty.
 func appendText(dst []byte, text string) []byte {
 	if text == "" {
 		return dst
 	}
 	dst = append(slices.Grow(dst, len(text)+len(" \n")), ' ')
 	// Looking for what needs an escape is fast where there is nothing (see
-	// needsEscape). Where there is something, a block is gone through byte by byte, so
-	// that a text of many lines takes no longer than its length.
+	// needsEscape). A block in which there is something is gone through byte by
+	// byte, so that the time for a text of many lines is linear too.
 	const block = 512
 	for len(text) > block {
 		dst = appendEscaped(dst, text[:block])
@@ -257,9 +257,9 @@ func appendEscaped(dst []byte, text string) []byte {
 // escapes is what stands behind the backslash for a byte that needs one.
 var escapes = [256]byte{'\\': '\\', '\n': 'n', '\r': 'r'}
 
-// needsEscape goes through the text once for each byte that needs an escape, with
-// what the processor has for that, which is faster than once with three
-// comparisons.
+// needsEscape goes through the text once for each of the three bytes that need an
+// escape, with the processor's instructions for that, which is faster than going
+// through it once with three comparisons.
 func needsEscape(text string) bool {
 	return strings.IndexByte(text, '\\') >= 0 || strings.IndexByte(text, '\n') >= 0 || strings.IndexByte(text, '\r') >= 0
 }
@@ -281,8 +281,8 @@ func ceilDiv(d, unit time.Duration, most int64) int64 {
 // *ProtocolError with codeSyntax, and m is then zero. m keeps nothing of line,
 // which may be a part of a buffer: its text comes from texts.
 //
-// It fills in a message where it is to be, rather than return it, because there
-// may be millions a second, and copying one takes longer than most of this.
+// It fills in a message in place, rather than return it, because there may be
+// millions a second, and copying one takes longer than most of this.
 func (m *message) parse(line []byte, texts *texts) error {
 	f := fields{rest: line, more: true, texts: texts}
 	*m = message{}
@@ -366,7 +366,7 @@ func (f *fields) word() []byte {
 	return w
 }
 
-// cut leaves what stands behind the next n bytes and a space.
+// cut drops the next n bytes and the space after them.
 func (f *fields) cut(n int) {
 	if n == len(f.rest) {
 		f.rest, f.more = nil, false
@@ -378,7 +378,7 @@ func (f *fields) cut(n int) {
 // number reads digits, with neither sign nor leading zero, so that every
 // number has one form.
 func (f *fields) number(most int64) int64 {
-	// What is right is read in one go, and what is wrong again, to say why.
+	// A good number is read in one go; a bad one is read again, to say why.
 	if n, size := digits(f.rest); size > 0 && n <= most && f.more && f.fault == "" &&
 		(size == len(f.rest) || f.rest[size] == ' ') {
 		f.cut(size)
@@ -405,7 +405,7 @@ func (f *fields) number(most int64) int64 {
 }
 
 // digits reads the number that s begins with, and how many bytes it has: 0 if
-// there is none, or one in more than one form, or that could overflow.
+// there is no number, or one with a leading zero, or one that could overflow.
 func digits(s []byte) (n int64, size int) {
 	const most = 18 // so many nines fit an int64
 	for size < len(s) && s[size]-'0' <= 9 {
@@ -446,9 +446,9 @@ func (f *fields) fail(fault string) {
 }
 
 // texts makes the texts of messages out of the bytes of lines. Short ones share
-// pieces of memory, so that a task costs no allocation of its own; a piece is
-// small, so that a text which is kept, when a peer has the rest of its piece
-// given up, holds on to four times what a task counts for and no more.
+// pieces of memory, so that a task costs no allocation of its own. A piece is
+// small: even if a peer arranges that one text is kept and the rest of its piece is
+// given up, that text holds on to no more than four times what a task counts for.
 type texts struct {
 	piece strings.Builder
 }
@@ -458,8 +458,9 @@ const (
 	longText   = minTaskCost // has memory of its own
 )
 
-// unescaped is what appendText has written. Any escape that it does not make,
-// and a bare carriage return, is not ok: every text has one encoding.
+// unescaped is the text from which appendText has made escaped. ok is false for
+// an escape that appendText does not make, and for a bare carriage return: every
+// text has one encoding.
 func (t *texts) unescaped(escaped []byte) (text string, ok bool) {
 	if bytes.IndexByte(escaped, '\r') >= 0 {
 		return "", false
@@ -473,7 +474,7 @@ func (t *texts) unescaped(escaped []byte) (text string, ok bool) {
 		b = new(strings.Builder)
 	}
 	if b.Cap()-b.Len() < len(escaped) {
-		b.Reset() // those who have texts of it keep the old piece
+		b.Reset() // texts made from the old piece keep it
 		b.Grow(max(pieceBytes, len(escaped)))
 	}
 	start := b.Len()
@@ -498,8 +499,8 @@ func (t *texts) unescaped(escaped []byte) (text string, ok bool) {
 	return b.String()[start:], true
 }
 
-// hello is the object of HELLO. Its numbers are of 64 bits everywhere: what a peer
-// has more of than an int can count is no fault.
+// hello is the object of HELLO. Its numbers have 64 bits on every machine: a peer
+// that has more of something than an int can count is not at fault.
 type hello struct {
 	Run       string   `json:"run,omitempty"`        // names the run in logs and in the handlers' TaskInfo
 	Category  string   `json:"category"`             // of every task of the session
@@ -601,7 +602,7 @@ func decodeGreeting(m message, object any) error {
 	default:
 		return faultf(codeProtocol, "this side speaks %s, not %s", protocolVersion, quote(m.word))
 	}
-	// What encoding/json lets pass, and would be a riddle later.
+	// What encoding/json lets pass, but would be puzzling later.
 	switch {
 	case !strings.HasPrefix(m.text, "{"):
 		return faultf(codeGreeting, "%s needs a JSON object after its version, and one space between, not %s", m.verb, quote(m.text))
@@ -690,7 +691,7 @@ func cutText(s string) string {
 	return s
 }
 
-// runeEnd is end, or where the rune begins that would be cut there.
+// runeEnd is end, or the start of the rune that would be cut there.
 func runeEnd(s string, end int) int {
 	for i := end; i > max(end-utf8.UTFMax, -1); i-- { // no farther: s may not be UTF-8 at all
 		if utf8.RuneStart(s[i]) {

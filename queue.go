@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// A queue holds what waits of one category in a run, and knows the sessions
-// that take from it. A group lends it its tasks and waits until each has its
-// outcome. A task is in one of three places: waiting here, held by one session,
+// A queue holds the waiting tasks of one category in a run, and knows the
+// sessions that take from it. A group lends it its tasks and waits until each has
+// its outcome. A task is in one of three places: waiting here, held by one session,
 // or settled; whoever moves it holds mu.
 type queue struct {
 	run      *run
@@ -65,7 +65,7 @@ type halt uint8
 const (
 	notHalted  halt = iota
 	haltSoft        // send no more, take back what has not started, let the rest finish
-	haltCancel      // besides, cancel what runs
+	haltCancel      // the same, and cancel what runs
 )
 
 // A flight is a task held by a session.
@@ -78,8 +78,8 @@ type flight struct {
 }
 
 // maxStrikes is how often a worker may be lost with the same suspect before the
-// task is not sent any more: what takes its worker down would go on to take
-// down all of them.
+// task is not sent any more: a task that takes down its worker would go on to
+// take down all of them.
 const maxStrikes = 3
 
 // byIndex is a heap of tasks, the earliest in the input on top.
@@ -134,9 +134,9 @@ func (q *queue) join(s *session) {
 	s.wire.wakeWriter()
 }
 
-// unlock releases q.mu, and then acts on what the section found out: that
-// nobody takes the tasks that wait, or that a task failed. Every section that
-// could find out either ends with it.
+// unlock releases q.mu, and then acts on what the section under the lock found
+// out: that nobody takes the tasks that wait, or that a task failed. Every section
+// that could find out either ends with unlock.
 func (q *queue) unlock() {
 	q.tell()
 	orphaned, failure := q.orphaned(), q.failure
@@ -156,8 +156,8 @@ func (q *queue) unlock() {
 	}
 }
 
-// tell tells the delivery what was settled, together. Each section that settles
-// anything ends with it, if not with unlock. q.mu is held.
+// tell tells the delivery of all that was settled, at once. Each section that
+// settles anything ends with tell, if not with unlock. q.mu is held.
 func (q *queue) tell() {
 	if len(q.news) > 0 {
 		q.run.delivery.settled(q.news...)
@@ -182,11 +182,11 @@ func (q *queue) giveUp() {
 	}
 }
 
-// progressed begins the patience anew. q.mu is held.
+// progressed lets the wait for a worker begin anew. q.mu is held.
 func (q *queue) progressed() { q.waited = 0 }
 
-// shut lets no session join any more, stops the timers, and returns the
-// sessions that are left.
+// shut lets no more sessions join, stops the timers, and returns the sessions
+// that are left.
 func (q *queue) shut() []*session {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -234,8 +234,8 @@ func (q *queue) begin(n int) {
 	q.open = 1
 }
 
-// lend puts tasks of the group in the queue. It returns a session that is to be
-// woken for them, or have its wire flushed, beside those that it has woken; nil
+// lend puts tasks of the group in the queue, and wakes sessions for them. It
+// returns one more, which the caller is to wake or whose wire it is to flush; nil
 // if there is none.
 func (q *queue) lend(results []Result, indices []int) *session {
 	q.mu.Lock()
@@ -260,7 +260,7 @@ func (q *queue) awaitLow() {
 	}
 }
 
-// tellLow wakes awaitLow if it has waited long enough. q.mu is held.
+// tellLow wakes awaitLow if few tasks wait. q.mu is held.
 func (q *queue) tellLow() {
 	if q.isLow() {
 		select {
@@ -270,8 +270,7 @@ func (q *queue) tellLow() {
 	}
 }
 
-// lendOne puts a task of the group in the queue that no plan had foreseen, and
-// is otherwise as lend.
+// lendOne is as lend, for one task of the group that no plan had foreseen.
 func (q *queue) lendOne(r *Result) *session {
 	q.mu.Lock()
 	defer q.unlock()
@@ -352,9 +351,9 @@ func (q *queue) drop(r *Result) {
 	q.waiting.pop()
 }
 
-// limit is how many tasks s may hold now: its window, but beyond its slots
-// nothing that the free slots of others would start, and of what is left of the
-// group no more than its share by slots; and never fewer than it has slots. q.mu
+// limit is how many tasks s may hold now: as many as its window, but beyond its
+// slots none that the free slots of others would start, and of what is left of the
+// group no more than its share by slots; yet never fewer than it has slots. q.mu
 // is held.
 func (q *queue) limit(s *session) int {
 	switch {
@@ -370,19 +369,19 @@ func (q *queue) limit(s *session) int {
 	return max(s.slots, int(min(int64(window), share)))
 }
 
-// worthWaking says whether s may hold so many more that its writer should see to
-// it: all that it has slots for, and else a good part of what waits at the
-// worker, so that tasks go out together. q.mu is held.
+// worthWaking says whether s may hold enough more tasks that its writer should
+// send them: any for which it has a free slot, and otherwise a good part of what
+// may wait at the worker, so that tasks go out together. q.mu is held.
 func (q *queue) worthWaking(s *session) bool {
 	held, limit := s.held.len(), q.limit(s)
 	return held < s.slots && held < limit || limit-held >= max(1, (limit-s.slots)/4)
 }
 
 // limitWith is limit with r among what s holds; r may be nil. A task that was
-// lost waits until it shares a session with no more than the slots execute; and
-// before the loss that would be the last, until it is alone, so that it is given
-// up for what it does, and not for what another does beside it. One that s has
-// found too long for what it holds waits until that is less. q.mu is held.
+// lost waits until s, with it, holds no more than its slots execute; and if one
+// more loss would be the last, until it is alone, so that it is given up for what
+// it does, and not for what another does beside it. A task that was too long to
+// fit beside what s holds waits until s holds less. q.mu is held.
 func (q *queue) limitWith(s *session, r *Result) int {
 	limit := q.limit(s)
 	switch {
@@ -455,7 +454,7 @@ func (q *queue) take(s *session, dst []byte) []byte {
 			if limit == 1 {
 				s.alone = r
 			}
-			q.wakeTakers(q.waits()) // those that had to leave it to others
+			q.wakeTakers(q.waits()) // those that had to leave it to another session
 		}
 		s.link.sent++
 		s.cost += cost
@@ -469,8 +468,8 @@ func (q *queue) take(s *session, dst []byte) []byte {
 	}
 	q.offer(s)
 	if q.cramped {
-		// Another may have room for what s leaves, or for what follows a task
-		// that it had left and s has taken.
+		// Another session may have room for what s leaves; or for what follows a
+		// task that it had to leave, and that s has taken.
 		q.cramped = slices.ContainsFunc(q.live, func(l *session) bool { return l.cramped })
 		q.wakeTakers(q.waits())
 	}
@@ -524,7 +523,7 @@ func (q *queue) failed(s *session, r *Result, m *message, roundTrip time.Duratio
 	}
 	r.Retries++
 	q.troubles.Retries++
-	r.Err = why // should it not come to another attempt
+	r.Err = why // in case there is no other attempt
 	heap.Push(&q.delayed, dueTask{r, now.Add(delay)})
 	q.setRetry(now)
 }
@@ -542,7 +541,7 @@ func (q *queue) setRetry(now time.Time) {
 	q.retry.Reset(d)
 }
 
-// retryNow has the tasks wait again whose delay is over.
+// retryNow puts back the tasks whose delay is over.
 func (q *queue) retryNow() {
 	q.mu.Lock()
 	defer q.unlock()
@@ -556,8 +555,8 @@ func (q *queue) retryNow() {
 }
 
 // settle gives a task its outcome. why is ignored if that is Done; roundTrip
-// is 0 unless a report came. Afterwards r is the caller's no more: a Stream uses
-// it for another task. q.mu is held.
+// is 0 unless a report came. Afterwards r no longer belongs to the caller: a
+// Stream uses it for another task. q.mu is held.
 func (q *queue) settle(r *Result, o Outcome, why error, roundTrip time.Duration) {
 	r.Outcome = o
 	if q.strikes != nil {
@@ -584,7 +583,7 @@ func taskError(r *Result, why error) *TaskError {
 	return &TaskError{Index: r.Index, Task: r.Task, Outcome: r.Outcome, Worker: r.Worker, Attempt: r.Attempts, Err: why}
 }
 
-// putBack has tasks wait again, or settles them if nothing is sent any more.
+// putBack makes tasks wait again, or settles them if nothing is sent any more.
 // q.mu is held.
 func (q *queue) putBack(back []*Result) {
 	if len(back) == 0 {
@@ -613,7 +612,7 @@ func (q *queue) settleWaiting() {
 	for _, r := range rest {
 		switch {
 		case r.Err != nil:
-			r.Retries-- // the one that it waits for is not made
+			r.Retries-- // the retry that it waits for is not made
 			q.troubles.Retries--
 			q.settle(r, Failed, fmt.Errorf("%w (and not tried again: %w)", r.Err, q.why), 0)
 		case r.Losses > 0:
@@ -629,7 +628,7 @@ func (q *queue) settleWaiting() {
 // behind the stuck ones. q.mu is held.
 func (q *queue) loseSlot(s *session) {
 	if s.slots == 0 {
-		return // it says that of more tasks than it said it has slots
+		return // the worker reports more stuck tasks than it said it has slots
 	}
 	q.troubles.Stuck++
 	s.slots--
@@ -642,9 +641,9 @@ func (q *queue) loseSlot(s *session) {
 	}
 }
 
-// retire ends s's part in the queue: it takes no more. The others may have
-// been left asleep because s was woken for what waits, and their shares of it
-// have grown. q.mu is held.
+// retire ends s's part in the queue: it takes no more tasks. The other sessions
+// may have been left asleep because s was woken for what waits, and their shares
+// of it have grown. q.mu is held.
 func (q *queue) retire(s *session) {
 	if !s.live {
 		return
@@ -657,8 +656,8 @@ func (q *queue) retire(s *session) {
 	q.wakeTakers(q.waits())
 }
 
-// takeBack has what s holds wait again. Tasks that are lost may have run; those
-// that are not were never started. q.mu is held.
+// takeBack makes what s holds wait again. Tasks that are lost may have run; those
+// that are not lost were never started. q.mu is held.
 func (q *queue) takeBack(s *session, lost bool) {
 	held := s.flights()
 	s.held.clear()
@@ -703,7 +702,7 @@ func (q *queue) lost(s *session, f flight) (settled bool) {
 	return false
 }
 
-// errSessionOver stands for the reason where a session has none of its own.
+// errSessionOver is the reason given for a session that has none of its own.
 var errSessionOver = errors.New("the session is over")
 
 // halt stops sending. The sessions are told what it means for what they hold.

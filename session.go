@@ -26,7 +26,7 @@ type session struct {
 
 	mayGive  atomic.Bool // the worker has reason to send RETURN; set with queue.mu held
 	chatter  allowance   // the reader's
-	follower *follower   // likewise; of the session, once its worker drains
+	follower *follower   // likewise; of this session, once its worker drains
 
 	// From WELCOME; set before the session joins its queue.
 	name      string // the worker's, or its address if it gave none
@@ -39,7 +39,7 @@ type session struct {
 	slots    int // of the worker, less those that are stuck
 	held     table[flight]
 	cost     int  // of held
-	cramped  bool // that leaves too few bytes of the window for task tooLong
+	cramped  bool // cost leaves too few bytes of the window for task tooLong
 	tooLong  int
 	live     bool // it takes tasks
 	pace     pace // of the worker
@@ -110,8 +110,8 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 	return s, nil
 }
 
-// greet reads WELCOME. Its *ProtocolError is this side's finding unless it is
-// Remote.
+// greet reads WELCOME. A *ProtocolError that it returns is this side's finding
+// unless it is Remote.
 func (s *session) greet() error {
 	var m message
 	err := s.wire.read(&m)
@@ -219,8 +219,8 @@ func (s *session) hangUp(err error) {
 	s.wire.conn.Close()
 }
 
-// close ends a session that the run needs no more. One that is being ended
-// already has its last words to say, and closes itself soon after.
+// close ends a session that the run no longer needs. One that is already being
+// ended still has its last words to say, and closes itself soon after.
 func (s *session) close() {
 	s.queue.mu.Lock()
 	s.ending = true
@@ -319,8 +319,8 @@ func (s *session) read() error {
 	}
 }
 
-// judge says what is wrong with a message of that verb. What comes once the
-// session is finished is not read.
+// judge says what is wrong with a message of that verb, and returns nil if nothing
+// is. What comes once the session is finished is not read.
 func (s *session) judge(v verb) error {
 	state := sessionReady
 	if s.mayGive.Load() {
@@ -416,8 +416,8 @@ func (s *session) ponged(n int) {
 	}
 }
 
-// errAllStuck is why a session is ended whose worker has no slot left. Another
-// follows when the worker has one again.
+// errAllStuck is why a session whose worker has no slot left is ended. Another
+// session follows when the worker has a slot again.
 var errAllStuck = errors.New("all of its slots are held by handlers that ignore their timeout")
 
 // reported says whether the worker has executed anything.
@@ -482,7 +482,7 @@ func (s *session) flights() []flight {
 	return held
 }
 
-// dismiss takes note that the worker's time is over: no session follows.
+// dismiss takes note that the worker is no longer needed: no session follows.
 func (s *session) dismiss() {
 	s.queue.mu.Lock()
 	defer s.queue.mu.Unlock()

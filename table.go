@@ -3,10 +3,11 @@ package taskexec
 import "math/bits"
 
 // A table finds what is in flight in a session by its task's number. A map
-// would do, at four times the cost of what is on the path of every task on both
-// sides. What cannot be where it belongs is found soon after, in the order of
-// where it belongs (linear probing, as Robin Hood would have it), and a peer that
-// chose its numbers to collide would cost no more than the window is wide.
+// would do, but at four times the cost, on the path of every task on both sides.
+// An entry that cannot be where it belongs is soon after, and entries stand in the
+// order of where they belong (linear probing, as Robin Hood would have it). If a
+// peer chose its numbers to collide, a search would take no longer than the
+// window is wide.
 //
 // The zero value is empty.
 type table[V any] struct {
@@ -22,10 +23,10 @@ type tableEntry[V any] struct {
 
 func (t *table[V]) len() int { return t.used }
 
-// home is where key belongs. Numbers that follow one another have places that
-// do, so that a run walks through the memory of the table, and does not jump;
-// those that are a multiple of its size apart are told apart by their higher
-// digits.
+// home is where key belongs. Numbers that follow one another belong in places
+// that do, so that a run walks through the memory of the table, and does not
+// jump; those that are a multiple of its size apart are told apart by their
+// higher digits.
 func (t *table[V]) home(key uint) int {
 	return int(key+key>>t.digit+key>>(2*t.digit)) & (len(t.entries) - 1)
 }
@@ -35,7 +36,7 @@ func (t *table[V]) away(i int) int {
 	return (i - t.home(t.entries[i].key)) & (len(t.entries) - 1)
 }
 
-// find returns where number is, or where it would be put.
+// find returns the index at which number is, or at which it would be put.
 func (t *table[V]) find(number int) (i int, found bool) {
 	if len(t.entries) == 0 {
 		return 0, false
@@ -51,7 +52,7 @@ func (t *table[V]) find(number int) (i int, found bool) {
 	return i, true
 }
 
-// at is what is with the number that find has found at i. The pointer is valid
+// at is the value with the number that find has found at i. The pointer is valid
 // until the table changes: values are written and read where they are, since
 // moving them takes longer than finding them.
 func (t *table[V]) at(i int) *V { return &t.entries[i].value }
@@ -74,8 +75,8 @@ func (t *table[V]) put(number int, v V) bool {
 	return added
 }
 
-// add returns what is with number, as at does, after it has entered number with a
-// zero value unless it is there already.
+// add returns the value with number, as at does. If number is not there yet, it
+// enters it with a zero value first.
 func (t *table[V]) add(number int) (v *V, added bool) {
 	if 2*t.used >= len(t.entries) {
 		t.grow()
@@ -92,8 +93,8 @@ func (t *table[V]) add(number int) (v *V, added bool) {
 	return t.at(i), true
 }
 
-// makeRoom moves on what is at i and what follows without a gap: all of that
-// belongs behind where that belongs which gets the place.
+// makeRoom moves what is at i, and what follows it without a gap, one place on:
+// all of it belongs behind the entry that gets the place.
 func (t *table[V]) makeRoom(i int) {
 	last := len(t.entries) - 1
 	var e tableEntry[V]
@@ -129,9 +130,9 @@ func (t *table[V]) take(number int) (v V, ok bool) {
 
 // remove takes out the number that find has found at i.
 func (t *table[V]) remove(i int) {
-	// What follows moves up, up to what is where it belongs, so that no marks are
-	// needed for what was deleted. Numbers that follow one another are all where
-	// they belong, and nothing moves.
+	// What follows moves up, until an entry is where it belongs, so that what was
+	// deleted needs no mark. Numbers that follow one another are all where they
+	// belong, and nothing moves.
 	last := len(t.entries) - 1
 	for j := (i + 1) & last; t.entries[j].key != 0 && t.away(j) > 0; j = (j + 1) & last {
 		t.entries[i] = t.entries[j]
@@ -141,8 +142,8 @@ func (t *table[V]) remove(i int) {
 	t.used--
 }
 
-// all gives the numbers and what is with them, in no order. The table must not
-// be changed meanwhile.
+// all gives the numbers and their values, in no particular order. The table must
+// not be changed meanwhile.
 func (t *table[V]) all(yield func(int, V) bool) {
 	for _, e := range t.entries {
 		if e.key != 0 && !yield(int(e.key-1), e.value) {

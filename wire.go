@@ -32,19 +32,19 @@ type lineReader struct {
 	first int    // of buf, where the lines begin that are not handed out yet
 	end   int    // where they end
 	n     int    // bytes of buf that are read
-	calm  int    // batches since the room beyond readBufferMax was needed
+	calm  int    // batches since more room than readBufferMax was needed
 }
 
 const (
 	readBufferMin = 4 << 10
-	readBufferMax = 64 << 10 // grown to under load; beyond it only for long lines
-	readBufferFew = 4        // times readBufferMax is kept while long lines go on coming; more only for one line
-	readBatchCalm = 16       // so many batches without one end that
+	readBufferMax = 64 << 10 // a buffer grows to this under load, and beyond it only for long lines
+	readBufferFew = 4        // so many times readBufferMax are kept while long lines keep coming, and more only for one line
+	readBatchCalm = 16       // after so many batches without a long line they are given up
 )
 
-// next returns the next line, without its newline, valid until more has reported
-// false and next is called again. io.EOF comes between lines only; an end inside a
-// line is errTorn.
+// next returns the next line, without its newline. The line is valid until more has
+// reported false and next is called again. io.EOF comes between lines only; an end
+// inside a line is errTorn.
 func (r *lineReader) next() ([]byte, error) {
 	for !r.more() {
 		if err := r.fill(); err != nil {
@@ -116,9 +116,9 @@ func (r *lineReader) makeRoom() {
 	r.first, r.end = 0, 0
 }
 
-// lastNewline is where the last newline is; -1 if there is none. It looks for the
-// part of b with the newline first, in larger steps: bytes.LastIndexByte takes
-// a nanosecond for each byte, and the beginning of a long line has many.
+// lastNewline is where the last newline is; -1 if there is none. It first looks, in
+// larger steps, for the part of b that has it: bytes.LastIndexByte takes a
+// nanosecond for each byte, and the beginning of a long line has many bytes.
 func lastNewline(b []byte) int {
 	const step = 1 << 10
 	for len(b) > 0 {
@@ -141,14 +141,14 @@ type wire struct {
 	in     lineReader
 	texts  texts // of what is read
 	source source
-	wake   chan struct{} // holds a token when the writer has something to look at
+	wake   chan struct{} // holds a token when the writer should look for something to write
 	buf    []byte        // what is being written; for whoever has claimed the writing
 
 	// What tells a silent peer from a slow one. Times are counted from born.
 	born     time.Time
 	heard    atomic.Int64 // when a byte was last received
 	probed   atomic.Int64 // when the first PING was written after that; 0 if none was
-	midRead  atomic.Bool  // a line is arriving of which a chunk has come and more must
+	midRead  atomic.Bool  // a line is arriving of which more than a chunk has come, and the end has not
 	midWrite atomic.Bool  // a line longer than a chunk is being written
 
 	mu      sync.Mutex // guards following
@@ -158,7 +158,7 @@ type wire struct {
 	urgent  []byte     // whole lines that go ahead of all others
 	ending  ending
 	last    []byte    // the line to end with, if any
-	by      time.Time // when all must be over; zero until the end has begun. It only comes nearer
+	by      time.Time // when all must be over; zero until the end has begun. It is never moved to a later time
 }
 
 // A source has what a wire is to write, beside urgent lines.
@@ -189,7 +189,7 @@ func newWire(conn net.Conn, source source) *wire {
 	return c
 }
 
-// age is how long there has been the connection.
+// age is how long the connection has been there.
 func (c *wire) age() time.Duration { return time.Since(c.born) }
 
 // listening is the reader's half of a wire's connection. It notes signs of
@@ -209,9 +209,9 @@ func (l listening) Read(p []byte) (int, error) {
 // ping sends a PING.
 func (c *wire) ping(n int) { c.sendUrgent(message{verb: verbPing, task: n}) }
 
-// silent says whether the peer has sent nothing for timeout, though a PING has
-// had interval less than that to be answered. Any byte counts, so a long line
-// on a slow link is not silence; nor is a PING that waits behind one.
+// silent says whether the peer has sent nothing for timeout, though it has had
+// timeout-interval to answer a PING. Any byte counts, so a long line on a slow
+// link is not silence; nor does silence count while a PING waits behind one.
 func (c *wire) silent(timeout, interval time.Duration) bool {
 	now := c.age()
 	heard, probed := time.Duration(c.heard.Load()), time.Duration(c.probed.Load())
@@ -228,10 +228,11 @@ func (c *wire) read(m *message) error {
 	return m.parse(line, &c.texts)
 }
 
-// midLine says for how long to believe that a line longer than a chunk is on its
-// way, in either direction, which no PING can overtake; 0 if none is. One that
-// has stopped arriving for timeout is not. A shorter one holds up nothing: that
-// it has begun must not count, or a few bytes before a link breaks would.
+// midLine says for how long to believe that a line longer than a chunk, which no
+// PING can overtake, is on its way in either direction; 0 if none is. One of which
+// nothing has arrived for timeout is not. A shorter line holds up nothing. It must
+// not count when it has only begun, or a few bytes just before a link breaks
+// would.
 func (c *wire) midLine(timeout time.Duration) time.Duration {
 	switch {
 	case c.midWrite.Load():
@@ -440,8 +441,8 @@ func (c *wire) writeAll(urgent []byte) (wrote bool, err error) {
 }
 
 // letGo gives up a buffer that has grown beyond what a window of large outputs
-// needs, when there is nothing left to write. To give up more would be to make it
-// anew for each of them.
+// needs, when there is nothing left to write. If it gave up smaller ones too, they
+// would have to be made anew for each such window.
 func letGo(buf []byte) []byte {
 	if cap(buf) > 2*reportBytes {
 		return nil

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// A job is one attempt at a task, as it came. It is small, and kept by value,
-// because there may be millions a second.
+// A job is one attempt at a task, as it was received. It is small, and kept by
+// value, because there may be millions a second.
 type job struct {
 	number      int
 	attempt     int
@@ -21,13 +21,13 @@ type job struct {
 	instruction string
 }
 
-// name is what a person calls it.
+// name names the job for people.
 func (j *job) name() string {
 	return fmt.Sprintf("task %d (%s)", j.number, quoteUnlessPlain(j.instruction))
 }
 
 // jobs is a list of waiting jobs. Each has a place, which is how many came
-// before it; so whatever has a place before the list's first has started.
+// before it; so any job with a place before that of the list's first has started.
 type jobs struct {
 	fifo[job]
 	taken    int // the place of the first
@@ -37,8 +37,8 @@ type jobs struct {
 // end is the place of the next that is pushed.
 func (q *jobs) end() int { return q.taken + q.len() }
 
-// next takes the first that was not returned, and puts it into j. It reports false
-// if there is none.
+// next takes the first job that was not returned, and puts it into j. It reports
+// false if there is none.
 func (q *jobs) next(j *job) bool {
 	for q.len() > 0 {
 		*j = q.fifo.first()
@@ -52,8 +52,8 @@ func (q *jobs) next(j *job) bool {
 	return false
 }
 
-// giveBack marks the job at place returned; it is nil if the job has started.
-// The instruction goes at once: it no longer counts towards the window.
+// giveBack marks the job at place as returned, and returns it; nil if the job has
+// started. The instruction goes at once: it no longer counts towards the window.
 func (q *jobs) giveBack(place int) *job {
 	if place < q.taken {
 		return nil
@@ -65,9 +65,9 @@ func (q *jobs) giveBack(place int) *job {
 	return j
 }
 
-// clean takes out what is returned, if that is half of the list, so that neither
-// many RECALLs nor a slot that is long busy make it grow. It tells the new
-// places of those that stay.
+// clean takes out what is returned, if that is half of the list or more, so that
+// neither many RECALLs nor a slot that is busy for long make the list grow. It
+// calls moved with the new place of each job that stays.
 func (q *jobs) clean(moved func(number, place int)) {
 	if q.returned == 0 || 2*q.returned < q.len() {
 		return
@@ -119,8 +119,8 @@ type slot struct {
 	// and ctx while it runs, reads them without it.
 	job      job
 	ctx      *jobContext // of job; nil if there is none
-	returned bool        // its handler has, and its report waits for room
-	stuck    bool        // job is reported as such
+	returned bool        // its handler has returned, and its report waits for room
+	stuck    bool        // job is reported as stuck
 }
 
 // newSlot returns a slot with nothing to execute. s.mu is held.
@@ -135,9 +135,9 @@ func (s *workerSession) newSlot() *slot {
 	return l
 }
 
-// begin makes the session's next job what the slot executes; it reports false if
-// none waits. Contexts are allocated together, but not so many that a handler
-// that keeps one holds on to much. session.mu is held.
+// begin makes the session's next job the one that the slot executes; it reports
+// false if none waits. Contexts are allocated together, but not so many that a
+// handler that keeps one holds on to much memory. session.mu is held.
 func (l *slot) begin() bool {
 	const most = 64
 	s := l.session
@@ -153,7 +153,7 @@ func (l *slot) begin() bool {
 	return true
 }
 
-// run executes the slot's job and then whatever next gives, until the slot goes
+// run executes the slot's job and then whatever next gives it, until the slot goes
 // to another session or nothing waits.
 func (l *slot) run() {
 	over := false
@@ -179,7 +179,7 @@ func (l *slot) run() {
 
 // next lets the slot go on when its report is added, and says whether it has
 // another job. The report does not wait for what the slot does next: it is on its
-// way, or somebody is awake who sends it.
+// way, or a goroutine that sends it is awake.
 func (l *slot) next() bool {
 	s := l.session
 	if l.ctx == nil && !s.worker.nextJob(l) {
@@ -191,7 +191,7 @@ func (l *slot) next() bool {
 }
 
 // execute calls the handler and adds a report of what it returned. It is given
-// the time, since the session began, and returns it: looking at the clock is a
+// the time since the session began, and returns it anew: looking at the clock is a
 // good part of what a short task costs.
 func (l *slot) execute(start time.Duration) (end time.Duration) {
 	s := l.session
@@ -217,7 +217,7 @@ func (l *slot) execute(start time.Duration) (end time.Duration) {
 		s.log.finished(attempt, &m)
 	}
 	if waited || logs {
-		end = s.wire.age() // the wait is none of the next task's time
+		end = s.wire.age() // the wait does not count as the next task's time
 	}
 	return end
 }
@@ -262,7 +262,7 @@ func (l *slot) call(m *message) {
 	}
 }
 
-// stuckGrace is what a handler has to return after its task's time is over,
+// stuckGrace is how long a handler has to return after its task's time is over,
 // before it counts as stuck.
 const stuckGrace = time.Second
 
@@ -318,8 +318,8 @@ func (w *Worker) unstick(c *jobContext) {
 }
 
 // report adds the report of the slot's job, as soon as there is room, and says
-// whether it had to wait for that. If no other session wants the slot it goes on
-// to the next job at once, under the same lock.
+// whether it had to wait for that. If no other session wants the slot, the slot
+// takes the next job at once, under the same lock.
 func (l *slot) report(m *message) (waited bool) {
 	s, w := l.session, l.session.worker
 	if m.verb == verbFail {
@@ -350,7 +350,7 @@ func (l *slot) report(m *message) (waited bool) {
 	draining := s.state == sessionReturns && s.inFlight.len() == 0
 	l.ctx, l.returned, l.stuck = nil, false, false
 	l.job.instruction = ""
-	if w.sole.Load() == s && !s.log.debugs() { // what waits for a logger has not started
+	if w.sole.Load() == s && !s.log.debugs() { // a job that waits for a logger has not started
 		l.begin()
 	}
 	s.mu.Unlock()
@@ -378,8 +378,9 @@ func (s *workerSession) reportSettled(m *message) {
 	}
 }
 
-// givenUp says whether the session is ending without having been asked to: the
-// worker's own ctx has ended, or the lease is over, or the connection is lost.
+// givenUp says whether the session is ending although the coordinator has not
+// canceled it: the worker's own ctx has ended, or the lease is over, or the
+// connection is lost.
 func (s *workerSession) givenUp() bool {
 	var canceled *canceledError
 	return s.ctx.Err() != nil && !errors.As(context.Cause(s.ctx), &canceled)

@@ -16,9 +16,9 @@ import (
 // input.
 type workerSession struct {
 	worker      *Worker
-	accepted    net.Conn // what it is without TLS
+	accepted    net.Conn // the connection that was accepted, without this side's TLS
 	wire        *wire
-	coordinator string          // its name, from a verified certificate; set before any job exists
+	coordinator string          // the coordinator's name, from a verified certificate; set before any job exists
 	hello       hello           // likewise
 	ctx         context.Context // the handlers'; ends with the session
 	cancel      context.CancelCauseFunc
@@ -38,25 +38,25 @@ type workerSession struct {
 	waiting  jobs       // those that have not started
 	inFlight table[int] // the places, in waiting, of those that are not reported
 	cost     int        // of inFlight
-	slotList []*slot    // all there ever were
-	spare    []*slot    // those that have ended
+	slotList []*slot    // all that there have been
+	spare    []*slot    // those that execute nothing
 	done     int64      // handlers that returned, by what they returned
 	failed   int64
 	state    sessionState
 	pings    map[int]time.Time // when those were sent that have not come back
-	lease    time.Time         // from when the coordinator's patience is counted
+	lease    time.Time         // from when the coordinator's patience is counted: WELCOME, then each PING that is answered
 
 	// guarded by Worker.mu
 	place  place
 	inTurn bool // it stands in Worker.turns
 }
 
-// reportBytes is how much of reports a session buffers, and one line more. A
+// reportBytes is how many bytes of reports a session buffers, besides one line. A
 // finished handler whose report does not fit waits, and keeps its slot.
 const reportBytes = 1 << 20
 
-// answerBytes is how much more the reader's own answers, RETURNs, may add: it
-// cannot wait for room as a slot does.
+// answerBytes is how many more bytes the reader's own answers, RETURNs, may add:
+// the reader cannot wait for room as a slot does.
 const answerBytes = 1 << 20
 
 // serveConn is a whole session.
@@ -103,8 +103,8 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) (err error) {
 	s.pulse.Wait()
 	s.slots.Wait()
 
-	// Why did it end? Our own state first, then what the peer said, and the
-	// connection's word last: an error of it follows from all the others too.
+	// Why did it end? Our own state comes first, then what the peer said, and the
+	// connection's error last: that follows from all the other reasons too.
 	var said *ProtocolError
 	switch {
 	case ctx.Err() != nil:
@@ -158,7 +158,7 @@ func (s *workerSession) read() error {
 	}
 }
 
-// lastWords tells a peer that broke the rules which one, if that is why
+// lastWords tells a peer that broke a rule which one it was, if that is why
 // reading ended.
 func (s *workerSession) lastWords(readErr error, finished bool) {
 	var fault *ProtocolError
@@ -233,10 +233,10 @@ func (s *workerSession) greet() error {
 }
 
 // keepLease pings the coordinator, and cancels what runs when no answer has come
-// for 0.8 of what the coordinator takes for the worker's death. The lease counts
-// from when the answered PING was sent: at that time the coordinator cannot have
-// heard of it yet, so that it holds the worker for dead later than the worker
-// holds itself so. (Gray and Cheriton, "Leases", SOSP 1989.)
+// for 0.8 of the silence after which the coordinator takes the worker to be dead.
+// The lease counts from when the answered PING was sent: at that time the
+// coordinator cannot have received it yet, so it gives the worker up later than
+// the worker gives up itself. (Gray and Cheriton, "Leases", SOSP 1989.)
 func (s *workerSession) keepLease(timeout time.Duration) {
 	interval := timeout / 3
 	lease := timeout / 10 * 8
@@ -254,7 +254,7 @@ func (s *workerSession) keepLease(timeout time.Duration) {
 		end := s.lease.Add(lease)
 		s.mu.Unlock()
 		if s.wire.midWrite.Load() {
-			slowUntil = now.Add(2 * interval) // what was sent right after the line needs time to come back
+			slowUntil = now.Add(2 * interval) // a PING sent right after the line needs time to be answered
 		}
 		midLine := s.wire.midLine(lease)
 		switch {
@@ -390,8 +390,9 @@ func (s *workerSession) acceptBatch() error {
 }
 
 // admit enters jobs as in flight, or gives them back in a session that takes
-// no more. One fails if an earlier attempt is among those stuck here just before:
-// what is stuck later its coordinator does not know of yet, and sends no other.
+// no more. A job fails if an earlier attempt is among stuck, which were stuck here
+// just before. Of one that got stuck later the coordinator does not know yet, so
+// it sends no other attempt.
 func (s *workerSession) admit(batch []job, stuck map[string]stuckJob) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -443,8 +444,8 @@ func (s *workerSession) addReport(m *message) {
 	s.out = appendMessage(s.out, *m)
 }
 
-// flooded says whether the reader's own answers pile up unread, beside as many
-// reports as there may be. s.mu is held.
+// flooded returns an error if the reader's own answers pile up unread, beside as
+// many reports as there may be. s.mu is held.
 func (s *workerSession) flooded() error {
 	if len(s.out)+s.writing > reportBytes+defaultMaxLine+answerBytes {
 		return faultf(codeFlood, "too many tasks returned whose RETURNs are not read")
@@ -452,7 +453,7 @@ func (s *workerSession) flooded() error {
 	return nil
 }
 
-// recall gives a job back that has not started. One that has, or is already
+// recall gives back a job that has not started. One that has, or is already
 // reported, is left alone: the report tells the coordinator.
 func (s *workerSession) recall(number int) error {
 	s.mu.Lock()
@@ -474,7 +475,7 @@ func (s *workerSession) recall(number int) error {
 	return s.flooded()
 }
 
-// cancelAll cancels what runs, and gives back what does not.
+// cancelAll cancels what runs, and gives back what has not started.
 func (s *workerSession) cancelAll(cause string) error {
 	s.cancel(&canceledError{cause})
 	return s.giveAllBack(sessionReturns)
@@ -506,8 +507,8 @@ func (s *workerSession) settle(number int, cost int32) {
 	s.cost -= int(cost)
 }
 
-// drain tells the coordinator that no more is taken, gives back what has not
-// started, and ends the session when nothing runs.
+// drain tells the coordinator that no more tasks are taken, gives back what has
+// not started, and ends the session when nothing runs.
 func (s *workerSession) drain() {
 	s.mu.Lock()
 	switch {
@@ -577,8 +578,8 @@ func (s *workerSession) running() []string {
 	return names
 }
 
-// fill hands the writer what waits. The writer's buffer comes back as the
-// next one to fill, so the two alternate.
+// fill hands the writer the lines that wait for it. The writer's buffer becomes
+// the next one to fill, so the two alternate.
 func (s *workerSession) fill(buf []byte) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -591,7 +592,7 @@ func (s *workerSession) fill(buf []byte) []byte {
 	return buf
 }
 
-// written makes room for as much as was written.
+// written makes room for as many bytes as were written.
 func (s *workerSession) written() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -5,11 +5,13 @@
 //
 // It says on stdout what it does, or with -json what became of each task, one
 // object a line; logs go to stderr, and if that is a terminal, so does a line
-// that shows how far the run has come. Workers on other machines need -tls-cert,
-// -tls-key and -tls-ca, as they do themselves, or -insecure. SIGINT or SIGTERM lets running tasks
-// finish and skips the rest, a second one cancels what runs, and a third ends
-// the coordinator at once. It exits 0 if all tasks are done, 1 if one is not or
-// the run could not go on, 2 on wrong usage.
+// that shows how far the run has come. For workers on other machines, both sides
+// need -tls-cert, -tls-key and -tls-ca, or -insecure. A worker is told to shut
+// down as soon as nothing later needs it, unless -keep-workers is given.
+//
+// SIGINT or SIGTERM lets running tasks finish and skips the rest, a second one
+// cancels what runs, and a third ends the coordinator at once. It exits 0 if all
+// tasks are done, 1 if one is not or the run could not go on, 2 on wrong usage.
 package main
 
 import (
@@ -158,8 +160,8 @@ func read(name string) ([]taskexec.Task, error) {
 	return tasks, scanner.Err()
 }
 
-// run is the coordinator's Run, which signals end early. They are caught only
-// now: while instructions are read, there is nothing to drain.
+// run is the coordinator's Run, which signals end early. Signals are caught only
+// from here on: while instructions are read, there is nothing to drain.
 func run(coordinator *taskexec.Coordinator, tasks []taskexec.Task) (*taskexec.Report, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
@@ -183,8 +185,8 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-// choice is a flag with a value for each of some words. Its default is the zero
-// value.
+// choice defines a flag that takes one of some words, each of which stands for a
+// value. The default is the zero value.
 func choice[T any](name, help string, values map[string]T) *T {
 	chosen := new(T)
 	flag.Func(name, help, func(word string) error {

@@ -11,8 +11,8 @@ import (
 	"example.com/taskexec"
 )
 
-// isTerminal reports whether f is one, or something else that shows text as
-// it comes, such as the null device.
+// isTerminal reports whether f is a terminal, or another character device, such
+// as the null device.
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
@@ -44,7 +44,7 @@ func (s *statusLine) wipe() {
 	s.blank = ""
 }
 
-// writer returns one that wipes the line before it writes to w.
+// writer returns a writer that wipes the line before it writes to w.
 func (s *statusLine) writer(w io.Writer) io.Writer { return statusWriter{s, w} }
 
 type statusWriter struct {
@@ -83,7 +83,7 @@ func (s *statusLine) follow(coordinator *taskexec.Coordinator, tasks int) (stop 
 
 // progress returns a line about a run of that many tasks, such as
 // "3s: 1,204 of 3,000 done, 2 failed; now b 206/1,000", at most 79
-// columns wide: one that is wrapped cannot be wiped.
+// columns wide: a line that is wrapped cannot be wiped.
 func progress(run taskexec.RunSnapshot, tasks int) string {
 	var line strings.Builder
 	counts := run.Counts()

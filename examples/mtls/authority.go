@@ -34,7 +34,8 @@ func newAuthority() (*authority, error) {
 	return &authority{cert, key}, err
 }
 
-// config is for who has that name, a URI, in either role.
+// config makes a config, for either role, with a certificate for that name, which
+// is a URI.
 func (a *authority) config(name string) (*tls.Config, error) {
 	uri, err := url.Parse(name)
 	if err != nil {

@@ -7,6 +7,7 @@
 // listens on loopback unless -host says otherwise; then coordinators have to
 // prove who they are, with -tls-cert, -tls-key and -tls-ca on both sides, or
 // -insecure lets in anybody.
+//
 // SIGINT or SIGTERM lets running tasks finish and then ends it, a second
 // one ends it at once. It exits 0 when it has drained, whether a signal or a
 // coordinator asked for it, 1 when it could not serve, 2 on wrong usage.
@@ -101,8 +102,8 @@ func serve(w *taskexec.Worker, addr string) error {
 }
 
 // announced says that it listens when Serve first asks it for a connection:
-// before that, Serve may still find fault with the worker's options, or with a
-// listener that it can tell to be a TCP one.
+// before that, Serve may still find fault with the worker's options, or with the
+// listener, since it can tell that this is a TCP one.
 type announced struct {
 	*net.TCPListener
 	once sync.Once

@@ -148,12 +148,17 @@ type RemoteError struct {
 }
 
 // Error is the text, with the kind in front of it if that is not "error" or
-// "final", escaped so that it can go to a log or a terminal.
+// "final", escaped so that it can go to a log or a terminal. Of a panic's text
+// it is the first line: the stack is left to whoever asks for Text.
 func (e *RemoteError) Error() string {
-	if e.Kind == kindError || e.Kind == kindFinal {
-		return plainText(e.Text)
+	text := e.Text
+	switch e.Kind {
+	case kindError, kindFinal:
+		return plainText(text)
+	case kindPanic:
+		text, _, _ = strings.Cut(text, "\n")
 	}
-	return quoteUnlessPlain(e.Kind) + ": " + plainText(e.Text)
+	return quoteUnlessPlain(e.Kind) + ": " + plainText(text)
 }
 
 // A RunError is returned by Run when not every task is Done, or a worker that

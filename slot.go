@@ -230,7 +230,7 @@ func (l *slot) call(m *message) {
 	defer func() {
 		if v := recover(); v != nil {
 			m.verb, m.word = verbFail, kindPanic
-			m.text = cut(fmt.Sprintf("panic: %v", v), maxFailText/4) + "\n" + shortStack(debug.Stack())
+			m.text = cut(fmt.Sprint(v), maxFailText/4) + "\n" + shortStack(debug.Stack())
 		}
 	}()
 	var ctx context.Context = l.ctx

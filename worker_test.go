@@ -1400,13 +1400,13 @@ func TestPanicFailsItsTaskAndTheWorkerGoesOn(t *testing.T) {
 		what, want string
 		frame      string // that the stack must name
 	}{
-		{"error", "panic: an error\n", "blowUpOn"},
-		{"string", "panic: a string\n", "blowUpOn"},
-		{"long", "panic: long long ", "blowUpOn"},
-		{"nil pointer", "panic: runtime error: invalid memory address", "blowUpOn"},
-		{"index", "panic: runtime error: slice bounds", "blowUpOn"},
-		{"again", "panic: again: first", "blowUpOn"},
-		{"Error", "panic: no text for you\n", "panickyError"},
+		{"error", "an error\n", "blowUpOn"},
+		{"string", "a string\n", "blowUpOn"},
+		{"long", "long long ", "blowUpOn"},
+		{"nil pointer", "runtime error: invalid memory address", "blowUpOn"},
+		{"index", "runtime error: slice bounds", "blowUpOn"},
+		{"again", "again: first", "blowUpOn"},
+		{"Error", "no text for you\n", "panickyError"},
 		{"Goexit", "the handler ended its goroutine (runtime.Goexit)", ""},
 		{"Goexit in panic", "the handler ended its goroutine (runtime.Goexit)", ""},
 	}

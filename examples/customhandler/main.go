@@ -13,6 +13,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -65,13 +66,15 @@ func (r reader) Read(p []byte) (int, error) { return r(p) }
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("customhandler: ")
-	if len(os.Args) < 2 {
-		log.Print("usage: customhandler FILE...")
+	flag.Usage = func() { fmt.Fprintln(flag.CommandLine.Output(), "usage: customhandler FILE...") }
+	flag.Parse()
+	if flag.NArg() == 0 {
+		flag.Usage()
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
-	if err := run(ctx, os.Args[1:]); err != nil {
+	if err := run(ctx, flag.Args()); err != nil {
 		for line := range strings.Lines(err.Error()) { // it may join several
 			log.Print(printable(strings.TrimSuffix(line, "\n")))
 		}

@@ -167,10 +167,15 @@ func (w *Worker) ListenAndServe(ctx context.Context, addr string) error {
 	}
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, network, address)
-	if err != nil {
-		return fmt.Errorf("taskexec: worker %s: %w", quoteUnlessPlain(w.config.name), err)
+	switch {
+	case err == nil:
+		return w.Serve(ctx, ln)
+	case w.isDraining(): // then whoever follows may have the address
+		return ErrWorkerClosed
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
 	}
-	return w.Serve(ctx, ln)
+	return fmt.Errorf("taskexec: worker %s: %w", quoteUnlessPlain(w.config.name), err)
 }
 
 // Serve accepts sessions from ln until the worker is shut down, ctx ends or ln

@@ -2097,6 +2097,30 @@ func TestListenAndServeRefusesABadAddress(t *testing.T) {
 	}
 }
 
+func TestListenAndServeThatComesTooLateSaysSoThoughItCannotListen(t *testing.T) {
+	// As when a worker is shut down at its start, and another has its address.
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	closed := NewWorker(parrot)
+	if err := closed.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := closed.ListenAndServe(t.Context(), ln.Addr().String()); err != ErrWorkerClosed {
+		t.Errorf("after Shutdown: got %v, want ErrWorkerClosed", err)
+	}
+	cause := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	for _, addr := range []string{ln.Addr().String(), "localhost:0"} {
+		if err := NewWorker(parrot).ListenAndServe(ctx, addr); err != cause {
+			t.Errorf("%s, after the end of its context: got %v, want the cause", addr, err)
+		}
+	}
+}
+
 func TestListenAndServeOnAUnixSocket(t *testing.T) {
 	dir, err := os.MkdirTemp("", "taskexec") // shorter than t.TempDir: the path of a socket is limited
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -304,6 +305,22 @@ func TestWorkerGreetsWithWhatItIs(t *testing.T) {
 		}
 		if d := cmp.Diff(want, got); d != "" {
 			t.Errorf("WELCOME (-want +got):\n%s", d)
+		}
+	})
+}
+
+func TestAWorkerMayHaveSlotsWithoutLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const tasks = 500
+		var together sync.WaitGroup
+		together.Add(tasks)
+		c := newTestCoordinator(t, serveMem(t, HandlerFunc(func(context.Context, Task) (string, error) {
+			together.Done()
+			together.Wait()
+			return "", nil
+		}), "a", WithSlots(math.MaxInt))...)
+		if _, err := c.Run(t.Context(), tasksOf("a", tasks)); err != nil {
+			t.Error(err)
 		}
 	})
 }

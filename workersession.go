@@ -299,7 +299,7 @@ func (w *Worker) welcomeLine() ([]byte, error) {
 		Worker:     w.config.name,
 		Instance:   w.instance,
 		Categories: w.config.categories,
-		Slots:      int64(w.config.slots),
+		Slots:      min(int64(w.config.slots), maxDouble),
 		Window:     windowTasks,
 		MaxLine:    defaultMaxLine,
 		Heartbeat:  true,

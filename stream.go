@@ -49,6 +49,8 @@ func (c *Coordinator) Stream(ctx context.Context, seq iter.Seq[Task]) iter.Seq2[
 			return
 		}
 		defer c.finish(r)
+		ctx, cancel := context.WithCancelCause(ctx) // a loop that is left ends it
+		defer cancel(nil)
 		var counts Counts
 		verdict := error(errLeft)
 		defer func() { r.logEnded(counts, verdict) }()
@@ -70,6 +72,7 @@ func (c *Coordinator) Stream(ctx context.Context, seq iter.Seq[Task]) iter.Seq2[
 		})
 		leave := func() {
 			r.halt(haltCancel, errLeft)
+			cancel(errLeft)
 			r.delivery.leave()
 			engine.Wait()
 			r.end() // a run that never began has not yet made the halt void

@@ -115,6 +115,51 @@ func TestLeavingAStreamWhileAGroupWaitsCancelsWhatRuns(t *testing.T) {
 	}
 }
 
+func TestLeavingAStreamTellsNoWorkerToShutDown(t *testing.T) {
+	for _, order := range allOrders {
+		synctest.Test(t, func(t *testing.T) {
+			cl := newCluster(t)
+			cl.worker("a:1", func(ctx context.Context, task Task) (string, error) {
+				if task.Instruction == "a0" {
+					return "", nil
+				}
+				return until(ctx, task)
+			})
+			c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerShutdown(), WithOrder(order))
+			for range c.Stream(t.Context(), slices.Values(tasksOf("a", 3))) {
+				break
+			}
+			if trace := cl.traced(); len(trace) > 0 {
+				t.Errorf("%v: got %q, want a worker that goes on, as after the end of a context", order, trace)
+			}
+		})
+	}
+}
+
+func TestLeavingAStreamAwaitsNoGoodbye(t *testing.T) {
+	for _, order := range allOrders {
+		synctest.Test(t, func(t *testing.T) {
+			cl := newCluster(t)
+			cl.script("a:1", func(p *peer) {
+				p.welcome()
+				p.next()
+				p.send("DONE 0 0")
+				p.expect("SHUTDOWN") // and another run's task keeps it from its goodbye
+				p.expectEnd()
+			})
+			c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerShutdown(), WithOrder(order))
+			start := time.Now()
+			for range c.Stream(t.Context(), slices.Values(tasksOf("a", 1))) {
+				synctest.Wait()
+				break
+			}
+			if took := time.Since(start); took > 0 {
+				t.Errorf("%v: took %v", order, took)
+			}
+		})
+	}
+}
+
 func TestLeavingAStreamWaitsNoLongerThanTheGraceForADeafHandler(t *testing.T) {
 	for _, order := range allOrders {
 		synctest.Test(t, func(t *testing.T) {

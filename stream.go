@@ -156,6 +156,9 @@ func (r *run) runSeq(ctx context.Context, seq iter.Seq[Task]) error {
 		q, err := r.queueFor(res)
 		if err != nil {
 			// The task is settled; the run cannot go on.
+			if ctx.Err() != nil { // the halt that follows may not have come through yet
+				r.halt(haltCancel, causeOf(ctx))
+			}
 			r.halt(haltSoft, err)
 			break
 		}

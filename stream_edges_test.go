@@ -226,6 +226,20 @@ func TestAStreamWhoseContextEndsUnderASlowConsumerYieldsEveryTaskItRead(t *testi
 	}
 }
 
+func TestAStreamWhoseContextEndsAsItDialsSaysSoOnce(t *testing.T) {
+	for range 300 { // the end is seen in two places, in either order
+		synctest.Test(t, func(t *testing.T) {
+			c := newTestCoordinator(t, append(serveMem(t, echoHandler, "a"), WithOrder(Concurrent), WithWorkers("b", "b:1"))...)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			_, err := collect(c.Stream(ctx, slices.Values(mustParse(t, "a1 b1 a2"))))
+			if !errors.Is(err, context.DeadlineExceeded) || strings.Count(err.Error(), "context ended") != 1 {
+				t.Errorf("got %q", err)
+			}
+		})
+	}
+}
+
 // A task that the sequence has handed over has a result, whatever ends the
 // reading.
 func TestAStreamThatStopsReadingAnswersForTheTaskItHasRead(t *testing.T) {

@@ -380,7 +380,7 @@ func (r *run) open(categories []string) error {
 	case r.dialing.Err() != nil: // the halt that follows has not come through yet
 		return causeOf(r.dialing)
 	case ctx.Err() != nil: // those that were only interrupted are no news
-		failures = slices.DeleteFunc(failures, func(err error) bool { return errors.Is(err, context.Canceled) })
+		failures = slices.DeleteFunc(failures, func(err error) bool { return errors.Is(err, context.Canceled) && mayPass(err) })
 	}
 	return errors.Join(failures...)
 }

@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -1007,6 +1008,22 @@ func TestTLSConfigsOwnChecksCount(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestACertificateIsRefusedWhateverTheReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forWorker, forCoordinator := bothConfigs(t)
+		forCoordinator.VerifyConnection = func(tls.ConnectionState) error {
+			return fmt.Errorf("asking whether it is revoked: %w", context.Canceled)
+		}
+		cl := newCluster(t)
+		cl.worker("a:1", echo, WithTLS(forWorker))
+		c := cl.coordinator(WithTLS(forCoordinator), WithWorkers("a", "a:1"), WithWorkerWait(time.Hour))
+		report, err := c.Run(t.Context(), mustParse(t, "a1"))
+		if err == nil || !strings.Contains(err.Error(), "revoked") || report.Elapsed > 0 {
+			t.Errorf("after %v: got %v, want the refusal at once", report.Elapsed, err)
+		}
+	})
 }
 
 // A config that a worker's config gives for a connection is held to the same,

@@ -264,6 +264,9 @@ func serverName(addr string) string {
 // error is a *handshakeError if there is TLS. ctx bounds the handshake; the
 // caller closes conn after an error.
 func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, category string) (net.Conn, error) {
+	if err := checkDeadlines(conn); err != nil {
+		return conn, err
+	}
 	secured, given := conn.(tlsConn)
 	if !given {
 		if c.tls == nil {
@@ -310,6 +313,9 @@ func (c *roomyConn) Read(p []byte) (int, error) { return c.in.Read(p) }
 // secure turns a connection that was accepted into one that a session may use.
 // The handshake, if there is one, is still to be done.
 func (c *workerConfig) secure(conn net.Conn) (net.Conn, error) {
+	if err := checkDeadlines(conn); err != nil {
+		return conn, err
+	}
 	if secured, ok := conn.(tlsConn); ok {
 		return &promptConn{tlsConn: secured}, nil
 	}

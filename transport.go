@@ -3,8 +3,10 @@ package taskexec
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
+	"time"
 )
 
 // ErrInsecureTransport is wrapped by an error that refuses to talk plaintext with
@@ -35,6 +37,19 @@ var errPeersUnseen = errors.New("taskexec: WithPeers: a peer is known by its cer
 // WithPeers it is an error.
 func WithInsecure() Option {
 	return option(func(c *commonConfig) { c.insecure = true })
+}
+
+// errNoDeadlines is why a connection is refused that cannot be told when to give
+// up: whoever waits for its other side could wait for ever.
+var errNoDeadlines = errors.New("taskexec: the connection takes no deadlines; use one whose SetDeadline works")
+
+// checkDeadlines refuses conn if it takes no deadlines.
+func checkDeadlines(conn net.Conn) error {
+	err := conn.SetDeadline(time.Time{})
+	if err == nil || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) { // of a closed one, reading says why
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errNoDeadlines, err)
 }
 
 // checkPlaintext refuses conn, which is without TLS, unless it may be without.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -251,6 +252,36 @@ func TestCoordinatorDialsElsewhereWithInsecure(t *testing.T) {
 		c := newTestCoordinator(t, WithDialer(dial), WithWorkers("a", "w:1"), WithInsecure())
 		if _, err := c.Run(t.Context(), mustParse(t, "a1")); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// endlessConn takes no deadlines, as connections through an SSH client do not.
+type endlessConn struct{ net.Conn }
+
+func (endlessConn) SetDeadline(time.Time) error      { return os.ErrNoDeadline }
+func (endlessConn) SetReadDeadline(time.Time) error  { return os.ErrNoDeadline }
+func (endlessConn) SetWriteDeadline(time.Time) error { return os.ErrNoDeadline }
+
+func TestAConnectionWithoutDeadlinesIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer client.Close()
+		if err := NewWorker(parrot).ServeConn(t.Context(), endlessConn{server}); !errors.Is(err, os.ErrNoDeadline) {
+			t.Errorf("ServeConn returned %v", err)
+		}
+		newPeer(t, client).expectEnd()
+
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) { // it would be silent for ever
+			io.Copy(io.Discard, p.in)
+		})
+		report, err := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Hour), WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := cl.dial(ctx, network, addr)
+			return endlessConn{conn}, err
+		})).Run(t.Context(), mustParse(t, "a1"))
+		if !errors.Is(err, os.ErrNoDeadline) || report.Elapsed > 0 {
+			t.Errorf("Run returned %v after %v", err, report.Elapsed)
 		}
 	})
 }

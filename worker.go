@@ -256,8 +256,9 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) (err error) {
 // coordinator has closed the connection between two messages, or the worker
 // was shut down and the session has drained; context.Cause(ctx) when ctx
 // ended; a *ProtocolError when either side broke the rules; an error that
-// wraps ErrInsecureTransport for a connection without TLS to another machine;
-// else the connection's error.
+// wraps ErrInsecureTransport for a connection without TLS to another machine; one
+// that says so for a connection that takes no deadlines; else the connection's
+// error.
 func (w *Worker) ServeConn(ctx context.Context, conn net.Conn) error {
 	if err := w.enter(nil); err != nil {
 		conn.Close()

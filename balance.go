@@ -9,11 +9,12 @@ import (
 // A queue sees to it that no worker is idle while tasks wait for another. What
 // waits in the queue goes first to the sessions that have a slot free, and beyond
 // its own slots none is given what the free slots of others would start. At the
-// end of a group no task waits here any more, but some still wait at workers that
-// turned out to be slow, or have come upon a long task. As many of these as free
-// slots elsewhere can start are asked back, the last that were sent first. The
-// worker decides: it answers RETURN for a task that has not started; for one that
-// has, its report comes in time. Nothing depends on an answer.
+// end of a group, or when the consumer of a Stream has no room for more, no task
+// waits here any more, but some still wait at workers that turned out to be slow,
+// or have come upon a long task. As many of these as free slots elsewhere can
+// start are asked back, the last that were sent first. The worker decides: it
+// answers RETURN for a task that has not started; for one that has, its report
+// comes in time. Nothing depends on an answer.
 //
 // This must cost next to nothing while every worker has enough to do. So the
 // queue keeps sums over its sessions, of slots that are free and of tasks that
@@ -169,7 +170,7 @@ func (q *queue) evenOut(now time.Time) {
 // uneven says whether slots are free, nothing waits for them, and tasks wait at
 // workers. q.mu is held.
 func (q *queue) uneven() bool {
-	return q.free > 0 && q.ahead > 0 && q.waits()+q.unlent == 0 && q.halted == notHalted && !q.over && !q.stopping() && !q.run.config.atMostOnce
+	return q.free > 0 && q.ahead > 0 && q.coming() == 0 && q.halted == notHalted && !q.over && !q.stopping() && !q.run.config.atMostOnce
 }
 
 // evenOutAgain is evenOut when patience is over.

@@ -328,3 +328,28 @@ func TestATaskTooLongForWhatIsInFlightHoldsUpNoSlotOnceItIsSent(t *testing.T) {
 		}
 	})
 }
+
+// A Stream lends no more than its consumer has room for, and that is as good as
+// the end of a group while the room is taken by what waits at a slow worker.
+func TestAStreamThatHasNoRoomLeavesNoWorkerIdle(t *testing.T) {
+	for _, order := range []Order{ByCategory, Concurrent} {
+		synctest.Test(t, func(t *testing.T) {
+			cl := newCluster(t)
+			for addr, takes := range map[string]time.Duration{"a:1": time.Hour, "a:2": time.Second} {
+				cl.worker(addr, func(context.Context, Task) (string, error) {
+					time.Sleep(takes)
+					return "", nil
+				})
+			}
+			c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithOrder(order), WithStreamBuffer(20), withLeastWindow(8))
+			start := time.Now()
+			if _, err := collect(c.Stream(t.Context(), slices.Values(tasksOf("a", 60)))); err != nil {
+				t.Error(err)
+			}
+			// In order, each 20 tasks or so wait for one that the slow worker executes.
+			if took := time.Since(start); took > 4*time.Hour {
+				t.Errorf("%v: took %v, want the tasks behind a slow one to be executed by the other worker", order, took)
+			}
+		})
+	}
+}

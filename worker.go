@@ -43,7 +43,7 @@ func (f HandlerFunc) Handle(ctx context.Context, task Task) (string, error) { re
 
 // TaskInfo names one attempt at one task.
 type TaskInfo struct {
-	Run     string // the run's id, unique among all runs of all coordinators
+	Run     string // the run's id, unique among all runs of all coordinators; one of the session, if the coordinator names none
 	Task    int    // the task's index in the run
 	Attempt int    // from 1, greater with each sending of the task
 

@@ -1262,6 +1262,39 @@ func TestStuckHandlerIsReportedOnceAndKeepsItsSlot(t *testing.T) {
 	})
 }
 
+func TestTasksOfRunsWithoutAnIDAreTheirSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		keys := make(map[string]bool)
+		g := newGate()
+		wt := startWorker(t, HandlerFunc(func(ctx context.Context, task Task) (string, error) {
+			info, _ := TaskInfoFrom(ctx)
+			mu.Lock()
+			keys[info.Key()] = true
+			mu.Unlock()
+			if task.Instruction == "deaf" {
+				return deaf(g)(ctx, task)
+			}
+			return task.Instruction, nil
+		}), WithSlots(2))
+		one, other := wt.stranger(), wt.stranger()
+		for _, p := range []*peer{one, other} {
+			p.send(`HELLO taskexec/1 {"category":"a"}`)
+			p.expect("WELCOME …")
+		}
+		one.send("RUN 0 1 1 deaf")
+		one.expectReports("FAIL 0 stuck …")
+		other.send("RUN 0 1 0 x")
+		other.expectReports("DONE 0 x")
+		one.send("RUN 0 2 0 x")
+		one.expectReports("FAIL 0 error an earlier attempt still runs on this worker…")
+		if len(keys) != 2 {
+			t.Errorf("the keys of two tasks are %v", keys)
+		}
+		close(g.release)
+	})
+}
+
 func TestShutdownNamesAndWaitsForAStuckHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate()

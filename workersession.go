@@ -2,6 +2,7 @@ package taskexec
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"net"
@@ -209,6 +210,9 @@ func (s *workerSession) greet() error {
 	line, err := w.welcomeLine()
 	if err != nil {
 		return err
+	}
+	if h.Run == "" {
+		h.Run = rand.Text() // or its tasks would have the keys of those of all others who do not name theirs
 	}
 	h.MaxLine = min(h.MaxLine, defaultMaxLine) // so that what is buffered is bounded, whatever the coordinator can read
 	s.hello = h

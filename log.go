@@ -212,7 +212,7 @@ func (r *run) logEnded(counts Counts, err error) {
 // reasonOf is why a run did not go as it should, without the particulars.
 func reasonOf(err error) string {
 	var failure *TaskError
-	for _, known := range []error{ErrCoordinatorClosed, ErrNoWorker, ErrInsecureTransport, context.DeadlineExceeded, context.Canceled} {
+	for _, known := range []error{ErrCoordinatorClosed, ErrNoWorker, ErrInsecureTransport, errBroken, context.DeadlineExceeded, context.Canceled} {
 		if errors.Is(err, known) {
 			return unprefixed(known)
 		}

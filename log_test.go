@@ -312,6 +312,24 @@ func TestAStreamIsLogged(t *testing.T) {
 }
 
 // A logger that blocks holds up neither a session's tasks nor its heartbeats.
+func TestAStreamWhoseSequenceBreaksIsNotLoggedAsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("a:1", echo)
+		log := newLogRecorder(slog.LevelInfo)
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithOrder(ByInput), WithLogger(slog.New(log)))
+		func() {
+			defer func() { recover() }()
+			for range c.Stream(t.Context(), func(yield func(Task) bool) { yield(Task{Instruction: "a1"}); panic("oops") }) {
+			}
+		}()
+		want := "WARN run ended tasks=[done=1 failed=0 canceled=0 skipped=0 unknown=0] error=the sequence of the Stream panicked or called runtime.Goexit"
+		if lines := log.lines(keyTasks, keyError); lines[len(lines)-1] != want {
+			t.Errorf("logged %q, want the last to be %s", lines, want)
+		}
+	})
+}
+
 func TestALoggerThatBlocksHoldsUpNoSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newLogRecorder(slog.LevelInfo)

@@ -12,6 +12,9 @@ import (
 // canceled.
 var errLeft = errors.New("taskexec: the consumer of the Stream left its loop")
 
+// errBroken is why a Stream is over whose sequence did not return.
+var errBroken = errors.New("taskexec: the sequence of the Stream panicked or called runtime.Goexit")
+
 // Stream is Run for tasks and results that need not all be in memory: it takes
 // tasks from seq and yields a Result for each. Everything said of Run holds,
 // except for what follows.
@@ -78,6 +81,9 @@ func (c *Coordinator) Stream(ctx context.Context, seq iter.Seq[Task]) iter.Seq2[
 			r.end() // a run that never began has not yet made the halt void
 		}
 		raise := func() {
+			if !returned {
+				verdict = errBroken
+			}
 			switch {
 			case returned:
 			case panicked != nil:

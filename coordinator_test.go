@@ -684,6 +684,8 @@ func TestATaskThatFailsEndsItsStageAndSkipsTheLater(t *testing.T) {
 		var te *TaskError
 		if !errors.As(err, &te) || !errors.As(err, &remote) {
 			t.Errorf("got %v, want it to wrap a *TaskError and a *RemoteError", err)
+		} else if te.Index != 3 { // and not 2, which comes first, and was skipped for it
+			t.Errorf("got the error of task %d, want that of task 3, which failed", te.Index)
 		}
 		if !strings.HasPrefix(err.Error(), "taskexec: 6 of 9 tasks Done: ") || !strings.HasSuffix(err.Error(), ": boom") {
 			t.Errorf("got %v", err)

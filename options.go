@@ -268,8 +268,9 @@ func WithAtMostOnce() CoordinatorOption {
 // WithWorkerWait bounds how long a run waits for workers: at its start for each
 // that cannot be reached, and later while all workers of a category are gone
 // and tasks wait for one. Meanwhile they are dialled again, with a backoff of
-// 100 ms, doubled up to 10 s, with full jitter. The default is 30 s; 0 is no
-// wait. A negative d panics.
+// 100 ms, doubled up to 10 s, with full jitter. The first dial of each may take
+// as long as WithHandshakeTimeout says, whatever d is. The default is 30 s; 0 is
+// no wait. A negative d panics.
 func WithWorkerWait(d time.Duration) CoordinatorOption {
 	if d < 0 {
 		panic(fmt.Sprintf("taskexec: WithWorkerWait: %v is negative", d))

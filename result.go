@@ -166,11 +166,11 @@ func (e *RemoteError) Error() string {
 // could not go on; its Counts are then those of the results yielded.
 //
 // If the run went on to its end, the error unwraps to the first *TaskError in
-// input order. If it could not go on, the error unwraps to the reason instead,
-// and to no *TaskError unless a task was the reason: to an error that wraps
-// ErrNoWorker, to one *WorkerError for each worker that could not be used, to
-// ErrCoordinatorClosed, or to ctx's error and cause. The *TaskError of every task
-// is in the Report either way.
+// input order, that of a Skipped task only if there is no other. If it could not
+// go on, the error unwraps to the reason instead, and to no *TaskError unless a
+// task was the reason: to an error that wraps ErrNoWorker, to one *WorkerError for
+// each worker that could not be used, to ErrCoordinatorClosed, or to ctx's error
+// and cause. The *TaskError of every task is in the Report either way.
 type RunError struct {
 	Counts Counts
 	Err    error

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"runtime"
+	"slices"
 	"sync"
 )
 
@@ -121,16 +122,30 @@ func (r *run) stream(ctx context.Context, seq iter.Seq[Task]) error {
 	if r.config.order != ByCategory {
 		return r.execute(ctx, func(ctx context.Context) error { return r.runSeq(ctx, seq) })
 	}
-	for task := range seq {
-		r.tasks = append(r.tasks, task)
-		if ctx.Err() != nil || r.haltedBy() != nil {
-			break
-		}
-	}
+	r.tasks = gather(seq, func() bool { return ctx.Err() != nil || r.haltedBy() != nil })
 	err := r.execute(ctx, r.runPlan)
 	r.settleRest(err)
 	r.deliverRest()
 	return err
+}
+
+// gather returns the tasks of seq, up to the one after which stop says so. It
+// copies each once: a slice that grows would copy them four times over.
+func gather(seq iter.Seq[Task], stop func() bool) []Task {
+	const most = 4 << 10 // in a chunk
+	var full [][]Task
+	chunk := make([]Task, 0, 64)
+	for task := range seq {
+		if len(chunk) == cap(chunk) {
+			full = append(full, chunk)
+			chunk = make([]Task, 0, min(2*cap(chunk), most))
+		}
+		chunk = append(chunk, task)
+		if stop() {
+			break
+		}
+	}
+	return slices.Concat(append(full, chunk)...)
 }
 
 // deliverRest delivers the results of tasks that were never lent to a queue,

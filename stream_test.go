@@ -562,3 +562,24 @@ func TestCancelGraceBoundsTheWaitForAHandlerThatIgnoresIt(t *testing.T) {
 		}
 	})
 }
+
+func TestWhatAStreamCollectsIsWholeAndInOrder(t *testing.T) {
+	for _, n := range []int{1, 64, 65, 192, 193, 20_000} {
+		var tasks []Task
+		for i := range n {
+			tasks = append(tasks, Task{Category: "a", Instruction: fmt.Sprint(i)})
+		}
+		never := func() bool { return false }
+		if got := gather(slices.Values(tasks), never); !slices.Equal(got, tasks) {
+			t.Errorf("%d of %d tasks, or others", len(got), n)
+		}
+		seen := 0
+		stop := func() bool { seen++; return seen == n }
+		if got := gather(slices.Values(append(tasks, tasks...)), stop); !slices.Equal(got, tasks) {
+			t.Errorf("%d tasks, or others, where it was to stop after %d", len(got), n)
+		}
+	}
+	if got := gather(slices.Values([]Task(nil)), nil); len(got) != 0 {
+		t.Errorf("%d tasks of none", len(got))
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"iter"
 	"runtime"
-	"slices"
 	"sync"
 )
 
@@ -145,8 +144,20 @@ func gather(seq iter.Seq[Task], stop func() bool) []Task {
 			break
 		}
 	}
-	return slices.Concat(append(full, chunk)...)
+	tasks := make([]Task, 0, len(full)*most+len(chunk)) // at most a chunk too many
+	for _, chunk := range append(full, chunk) {
+		tasks = appendTasks(tasks, chunk)
+	}
+	return tasks
 }
+
+// appendTasks is a function call because it is there that a goroutine can be
+// suspended. The collector, which so much new memory sets off, would otherwise try
+// to suspend this one for as long as all of the copying takes, with signals that
+// make it take many times as long.
+//
+//go:noinline
+func appendTasks(tasks, more []Task) []Task { return append(tasks, more...) }
 
 // deliverRest delivers the results of tasks that were never lent to a queue,
 // in plan order if a plan was made.

@@ -78,7 +78,7 @@ func byPayload(ps processes, o options) scenario {
 	for size := len(instruction); size <= bulkBytes; size *= 4 {
 		n := max(workers, min(o.tasks/5, o.tasks*100/size))
 		text := strings.Repeat(instruction, size/len(instruction))
-		s.contestants = append(s.contestants, throughStream(ps, fmt.Sprintf("%d bytes", size), "taskexec echo", n, text, ps.timed))
+		s.contestants = append(s.contestants, throughStream(ps, fmt.Sprintf("%d bytes", size), "taskexec echo", taskexec.Concurrent, n, text, ps.timed))
 	}
 	return s
 }

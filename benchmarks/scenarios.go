@@ -93,10 +93,10 @@ func throughRun(ps processes, name, role string, order taskexec.Order, n int, pa
 	}}
 }
 
-// throughStream has n tasks executed by Stream, Concurrent.
-func throughStream(ps processes, name, role string, n int, payload string, g gauge) contestant {
+// throughStream has n tasks executed by Stream.
+func throughStream(ps processes, name, role string, order taskexec.Order, n int, payload string, g gauge) contestant {
 	return contestant{name, func() (measurement, error) {
-		c, err := coordinatorOf(ps, role, taskexec.Concurrent)
+		c, err := coordinatorOf(ps, role, order)
 		if err != nil {
 			return measurement{}, err
 		}
@@ -139,7 +139,8 @@ func throughput(ps processes, o options, yardsticks []yardstick) scenario {
 	s.contestants = append(s.contestants,
 		throughRun(ps, "Run, Concurrent", "taskexec", taskexec.Concurrent, n, instruction, rate),
 		throughRun(ps, "Run, ByCategory", "taskexec", taskexec.ByCategory, n, instruction, rate),
-		throughStream(ps, "Stream, Concurrent", "taskexec", n, instruction, rate))
+		throughStream(ps, "Stream, Concurrent", "taskexec", taskexec.Concurrent, n, instruction, rate),
+		throughStream(ps, "Stream, ByCategory", "taskexec", taskexec.ByCategory, n, instruction, rate))
 	return s
 }
 
@@ -181,7 +182,7 @@ func bulk(ps processes, o options) scenario {
 			raw.through(flood, n, text, volume),
 			lines.through(flood, n, text, volume),
 			throughRun(ps, "Run, Concurrent", "taskexec echo", taskexec.Concurrent, n, text, volume),
-			throughStream(ps, "Stream, Concurrent", "taskexec echo", n, text, volume), // which keeps no output
+			throughStream(ps, "Stream, Concurrent", "taskexec echo", taskexec.Concurrent, n, text, volume), // which keeps no output
 			throughRun(ps, "Run, Concurrent, random bytes", "taskexec echo", taskexec.Concurrent, n, randomBytes(bulkBytes), volume),
 		},
 		figures: []figure{
@@ -223,8 +224,8 @@ func allocated(ps processes, o options) scenario {
 		contestants: []contestant{
 			run("coordinator, Run", false),
 			run("worker, Run", true),
-			throughStream(ps, "coordinator, Stream", "taskexec", n, instruction, count(false)),
-			throughStream(ps, "worker, Stream", "taskexec", n, instruction, count(true)),
+			throughStream(ps, "coordinator, Stream", "taskexec", taskexec.Concurrent, n, instruction, count(false)),
+			throughStream(ps, "worker, Stream", "taskexec", taskexec.Concurrent, n, instruction, count(true)),
 		},
 		figures: []figure{
 			{"in the coordinator", "coordinator, Run", "", "≤ 2"},

@@ -368,14 +368,17 @@ func (s *workerSession) reportSettled(m *message) {
 	if s.state == sessionFinished {
 		return
 	}
-	before := len(s.out)
-	s.addReport(m)
-	if n := len(s.out) - before; int64(n) > s.hello.MaxLine {
+	if int64(len(m.text)) < s.hello.MaxLine { // else do not even try
+		before := len(s.out)
+		s.addReport(m)
+		if int64(len(s.out)-before) <= s.hello.MaxLine {
+			return
+		}
 		s.out = s.out[:before]
-		// An output is not cut: half of one would pass for a whole.
-		s.addReport(&message{verb: verbFail, task: m.task, word: kindOutput,
-			text: fmt.Sprintf("the output needs a line of %d bytes, over the coordinator's limit of %d", n, s.hello.MaxLine)})
 	}
+	// An output is not cut: half of one would pass for a whole.
+	s.addReport(&message{verb: verbFail, task: m.task, word: kindOutput,
+		text: fmt.Sprintf("an output of %d bytes does not fit in a line of the coordinator, which takes %d bytes, escapes included", len(m.text), s.hello.MaxLine)})
 }
 
 // givenUp says whether the session is ending although the coordinator has not

@@ -1,8 +1,10 @@
 package taskexec
 
 import (
+	"context"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -42,5 +44,16 @@ func TestAWaitingJobIsFoundAtItsPlace(t *testing.T) {
 		if n := q.len(); n > 2*len(waiting)+1 {
 			t.Fatalf("the list is %d long, and %d wait", n, len(waiting))
 		}
+	}
+}
+
+// It would be encoded with the session locked, whatever its length.
+func TestAnOutputThatCannotFitIsNotEncoded(t *testing.T) {
+	s := &workerSession{worker: NewWorker(HandlerFunc(func(context.Context, Task) (string, error) { return "", nil }))}
+	s.hello.MaxLine = 4096
+	s.reportSettled(&message{verb: verbDone, task: 7, text: strings.Repeat("\n", 1<<20)})
+	m, err := parseMessage(strings.TrimSuffix(string(s.out), "\n"))
+	if err != nil || m.verb != verbFail || m.task != 7 || m.word != kindOutput || cap(s.out) > 1<<10 {
+		t.Errorf("the report is %+v, %v, in a buffer of %d bytes", m, err, cap(s.out))
 	}
 }

@@ -1505,10 +1505,10 @@ func TestOutputTooLongForALineFailsItsTask(t *testing.T) {
 		reason  string
 	}{
 		{"fits", 4096, strings.Repeat("x", 4096-len("DONE 0 0 \n")), "DONE 0 x…", "to the byte"},
-		{"a byte over", 4096, strings.Repeat("x", 4097-len("DONE 0 0 \n")), "FAIL 0 output the output needs a line of 4097 bytes, over the coordinator's limit of 4096", "the newline counts"},
-		{"escapes", 4096, strings.Repeat("\n", 3000), "FAIL 0 output the output needs a line of 6010 bytes, over the coordinator's limit of 4096", "encoded bytes count"},
-		{"default", 0, strings.Repeat("x", 1<<20), "FAIL 0 output the output needs a line of 1048586 bytes, over the coordinator's limit of 1048576", "1 MiB unless HELLO says otherwise"},
-		{"no more than the default", 1 << 30, strings.Repeat("x", 1<<20), "FAIL 0 output the output needs a line of 1048586 bytes, over the coordinator's limit of 1048576", "a worker buffers 1 MiB and one line, whatever a peer would read"},
+		{"a byte over", 4096, strings.Repeat("x", 4097-len("DONE 0 0 \n")), "FAIL 0 output an output of 4087 bytes does not fit in a line of the coordinator, which takes 4096 bytes, escapes included", "the newline counts"},
+		{"escapes", 4096, strings.Repeat("\n", 3000), "FAIL 0 output an output of 3000 bytes does not fit in a line of the coordinator, which takes 4096 bytes, escapes included", "encoded bytes count"},
+		{"default", 0, strings.Repeat("x", 1<<20), "FAIL 0 output an output of 1048576 bytes does not fit in a line of the coordinator, which takes 1048576 bytes, escapes included", "1 MiB unless HELLO says otherwise"},
+		{"no more than the default", 1 << 30, strings.Repeat("x", 1<<20), "FAIL 0 output an output of 1048576 bytes does not fit in a line of the coordinator, which takes 1048576 bytes, escapes included", "a worker buffers 1 MiB and one line, whatever a peer would read"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

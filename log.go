@@ -79,7 +79,7 @@ func whyAttrs(err error) []any {
 // logServing, logDraining and logServed log what becomes of a call of Serve.
 func (w *Worker) logServing(ln net.Listener) {
 	if l := w.log(); l != nil {
-		l.Info("worker serving", keyAddr, logged(ln.Addr().String()), keySlots, w.config.slots)
+		withAddr(l, ln.Addr()).Info("worker serving", keySlots, w.config.slots)
 	}
 }
 
@@ -126,10 +126,17 @@ func (w *Worker) newSessionLog(conn net.Conn) *sessionLog {
 	if l == nil {
 		return nil
 	}
-	if addr := conn.RemoteAddr(); addr != nil {
-		l = l.With(keyAddr, logged(addr.String()))
-	}
+	l = withAddr(l, conn.RemoteAddr())
 	return &sessionLog{logger: l, debug: debugs(l)}
+}
+
+// withAddr adds an address to what l logs. A listener or a connection of the
+// program's own may have none.
+func withAddr(l *slog.Logger, addr net.Addr) *slog.Logger {
+	if addr == nil {
+		return l
+	}
+	return l.With(keyAddr, logged(addr.String()))
 }
 
 // open takes note of who has greeted, and returns a function that logs it.

@@ -473,6 +473,17 @@ func TestAFailingListenerIsLoggedOnceInARow(t *testing.T) {
 	})
 }
 
+func TestAListenerWithoutAnAddressIsLoggedWithoutOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		ln := hiddenListener{memListener: new(memNetwork).listen("w:1")}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		NewWorker(parrot, WithName("w"), WithLogger(slog.New(log))).Serve(ctx, ln)
+		log.expectLines(t, []string{keyWorker, keyAddr}, "INFO worker serving worker=w", "WARN worker stopped worker=w")
+	})
+}
+
 func TestWithLoggerOfNoneIsAMisuse(t *testing.T) {
 	defer func() {
 		if got := recover(); got != "taskexec: WithLogger: nil logger" {

@@ -18,9 +18,9 @@ type Observer struct {
 	// GroupStarted is called when the tasks of a group may be sent.
 	GroupStarted func(GroupStartedInfo)
 
-	// TaskDone is called when a task has its outcome, whatever it is. Tasks
-	// that are skipped because the run stopped before their group started are
-	// in the Report only.
+	// TaskDone is called when a task has its outcome, whatever it is. A task
+	// that was refused, or skipped because the run stopped before its group
+	// started, is only in the Report, or among the results of the Stream.
 	TaskDone func(TaskDoneInfo)
 
 	// SessionOpened is called when a worker has greeted, and may be sent tasks.

@@ -658,7 +658,7 @@ func (r *run) closeSessions() {
 	r.mu.Unlock()
 	for _, q := range r.allQueues() {
 		for _, s := range q.shut() {
-			s.close()
+			r.sessions.Go(func() error { s.close(); return nil }) // TLS says goodbye, and a peer may not read
 		}
 	}
 	r.sessions.Wait()

@@ -1596,3 +1596,38 @@ func TestAnErrorWithoutAReasonCanBePrinted(t *testing.T) {
 		}
 	}
 }
+
+// slowToClose is a connection such as TLS has to a peer that does not read.
+type slowToClose struct{ net.Conn }
+
+func (c slowToClose) Close() error {
+	time.Sleep(time.Second)
+	return c.Conn.Close()
+}
+
+func TestConnectionsThatAreSlowToCloseAreClosedTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var network memNetwork
+		var addrs []string
+		for i := range 20 {
+			addrs = append(addrs, fmt.Sprintf("w:%d", i+1))
+			ln := network.listen(addrs[i])
+			go NewWorker(parrot).Serve(t.Context(), ln)
+		}
+		dial := func(ctx context.Context, _, addr string) (net.Conn, error) {
+			conn, err := network.dial(ctx, "tcp", addr)
+			return slowToClose{conn}, err
+		}
+		c, err := NewCoordinator(WithWorkers("a", addrs...), WithDialer(dial))
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if _, err := c.Run(t.Context(), mustParse(t, "a1 a2 a3")); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); took > 3*time.Second {
+			t.Errorf("the run took %v", took)
+		}
+	})
+}

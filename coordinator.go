@@ -533,7 +533,10 @@ func (r *run) end() {
 // dismiss shuts down the workers that no later stage needs, and waits for their
 // goodbyes.
 func (r *run) dismiss(ctx context.Context) {
-	if !r.config.shutdown || ctx.Err() != nil {
+	r.mu.Lock()
+	canceled := ctx.Err() != nil || r.halted == haltCancel // one follows the other
+	r.mu.Unlock()
+	if !r.config.shutdown || canceled {
 		return
 	}
 	var goodbyes errgroup.Group

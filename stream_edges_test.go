@@ -136,6 +136,27 @@ func TestLeavingAStreamTellsNoWorkerToShutDown(t *testing.T) {
 	}
 }
 
+// A loop that is left halts the run first, and ends its context a little later.
+func TestACanceledRunTellsNoWorkerToShutDown(t *testing.T) {
+	for _, order := range allOrders {
+		synctest.Test(t, func(t *testing.T) {
+			cl := newCluster(t)
+			cl.worker("a:1", until)
+			c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerShutdown(), WithOrder(order))
+			r := newRun(&c.config)
+			r.tasks = tasksOf("a", 3)
+			var ended sync.WaitGroup
+			ended.Go(func() { r.execute(t.Context(), r.runPlan) })
+			synctest.Wait()
+			r.halt(haltCancel, errLeft)
+			ended.Wait()
+			if trace := cl.traced(); len(trace) > 0 {
+				t.Errorf("%v: got %q, want a worker that goes on", order, trace)
+			}
+		})
+	}
+}
+
 func TestLeavingAStreamAwaitsNoGoodbye(t *testing.T) {
 	for _, order := range allOrders {
 		synctest.Test(t, func(t *testing.T) {

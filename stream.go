@@ -132,6 +132,7 @@ func (r *run) stream(ctx context.Context, seq iter.Seq[Task]) error {
 // copies each once: a slice that grows would copy them four times over.
 func gather(seq iter.Seq[Task], stop func() bool) []Task {
 	const most = 4 << 10 // in a chunk
+	n := 0
 	var full [][]Task
 	chunk := make([]Task, 0, 64)
 	for task := range seq {
@@ -140,11 +141,12 @@ func gather(seq iter.Seq[Task], stop func() bool) []Task {
 			chunk = make([]Task, 0, min(2*cap(chunk), most))
 		}
 		chunk = append(chunk, task)
+		n++
 		if stop() {
 			break
 		}
 	}
-	tasks := make([]Task, 0, len(full)*most+len(chunk)) // at most a chunk too many
+	tasks := make([]Task, 0, n)
 	for _, chunk := range append(full, chunk) {
 		tasks = appendTasks(tasks, chunk)
 	}

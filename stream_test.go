@@ -570,8 +570,12 @@ func TestWhatAStreamCollectsIsWholeAndInOrder(t *testing.T) {
 			tasks = append(tasks, Task{Category: "a", Instruction: fmt.Sprint(i)})
 		}
 		never := func() bool { return false }
-		if got := gather(slices.Values(tasks), never); !slices.Equal(got, tasks) {
+		got := gather(slices.Values(tasks), never)
+		if !slices.Equal(got, tasks) {
 			t.Errorf("%d of %d tasks, or others", len(got), n)
+		}
+		if cap(got) > n {
+			t.Errorf("memory for %d tasks is kept for %d", cap(got), n)
 		}
 		seen := 0
 		stop := func() bool { seen++; return seen == n }

@@ -311,7 +311,6 @@ func TestAStreamIsLogged(t *testing.T) {
 	})
 }
 
-// A logger that blocks holds up neither a session's tasks nor its heartbeats.
 func TestAStreamWhoseSequenceBreaksIsNotLoggedAsLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)
@@ -330,6 +329,7 @@ func TestAStreamWhoseSequenceBreaksIsNotLoggedAsLeft(t *testing.T) {
 	})
 }
 
+// A logger that blocks holds up neither a session's tasks nor its heartbeats.
 func TestALoggerThatBlocksHoldsUpNoSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newLogRecorder(slog.LevelInfo)

@@ -705,6 +705,7 @@ func TestWhatAWorkerReportsDecidesTheOutcome(t *testing.T) {
 		{"the handler's error", "FAIL 0 error 0 no such file", Failed, "no such file"},
 		{"its final error", "FAIL 0 final 0 no", Failed, "no"},
 		{"a panic", `FAIL 0 panic 0 x\nstack`, Failed, "panic: x"},
+		{"a panic that begins with an empty line", `FAIL 0 panic 0 \nx\nstack`, Failed, "panic: x"},
 		{"a timeout", "FAIL 0 timeout 0 late", Failed, "timeout: late"},
 		{"stuck", "FAIL 0 stuck 0 still running", Failed, "stuck: still running"},
 		{"an output too long to send", "FAIL 0 output 0 2000000 bytes", Failed, "output: 2000000 bytes"},

@@ -149,14 +149,15 @@ type RemoteError struct {
 
 // Error is the text, with the kind in front of it if that is not "error" or
 // "final", escaped so that it can go to a log or a terminal. Of a panic's text
-// it is the first line: the stack is left to whoever asks for Text.
+// it is the first line that is not empty: the stack is left to whoever asks for
+// Text.
 func (e *RemoteError) Error() string {
 	text := e.Text
 	switch e.Kind {
 	case kindError, kindFinal:
 		return plainText(text)
 	case kindPanic:
-		text, _, _ = strings.Cut(text, "\n")
+		text, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
 	}
 	return quoteUnlessPlain(e.Kind) + ": " + plainText(text)
 }

@@ -216,7 +216,10 @@ func TestRefusalsAndLossesAreLoggedAsWarnings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newLogRecorder(slog.LevelInfo)
 		cl := newCluster(t)
-		cl.worker("a:1", echo, WithRemoteShutdown(FromNobody))
+		cl.worker("a:1", func(ctx context.Context, task Task) (string, error) {
+			time.Sleep(time.Second) // or it might take the other's task too
+			return echo(ctx, task)
+		}, WithRemoteShutdown(FromNobody))
 		cl.script("a:2", func(p *peer) {
 			p.welcome()
 			p.expect("RUN …")

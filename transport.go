@@ -60,7 +60,7 @@ func (c *commonConfig) checkPlaintext(conn net.Conn) error {
 	case c.insecure || isLocal(conn):
 		return nil
 	}
-	return &insecureError{fmt.Sprintf("the connection from %s to %s", conn.LocalAddr(), conn.RemoteAddr())}
+	return &insecureError{fmt.Sprintf("the connection from %v to %v", conn.LocalAddr(), conn.RemoteAddr())}
 }
 
 // checkListener refuses a listener that is known to accept connections that may
@@ -94,7 +94,7 @@ func (c *workerConfig) checkBound(ln net.Listener) error {
 	if c.insecure || isLocalAddr(ln.Addr()) {
 		return nil
 	}
-	return &insecureError{fmt.Sprintf("what comes in at %s", ln.Addr())}
+	return &insecureError{fmt.Sprintf("what comes in at %v", ln.Addr())}
 }
 
 // checkAddr refuses an address of WithWorkers that can only be reached over the

@@ -1,6 +1,7 @@
 package taskexec
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -1629,6 +1630,48 @@ func TestConnectionsThatAreSlowToCloseAreClosedTogether(t *testing.T) {
 		}
 		if took := time.Since(start); took > 3*time.Second {
 			t.Errorf("the run took %v", took)
+		}
+	})
+}
+
+// hastyConn has read what its peer says before anything is written.
+type hastyConn struct {
+	net.Conn
+	said *strings.Reader
+}
+
+func (c hastyConn) Read(p []byte) (int, error) {
+	if c.said.Len() > 0 {
+		return c.said.Read(p)
+	}
+	return c.Conn.Read(p)
+}
+
+func TestHelloComesFirstEvenToAWorkerThatDoesNotWaitForIt(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // so that the reader of a session that follows another is ahead of its writer
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var heard []string
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			near, far := net.Pipe()
+			go func() {
+				defer far.Close()
+				line, _ := bufio.NewReader(far).ReadString('\n')
+				if heard = append(heard, line); len(heard) == 3 {
+					cancel()
+				}
+			}()
+			return hastyConn{near, strings.NewReader("WELCOME taskexec/1 {}\nPING 1\nPING 2\n")}, nil
+		}
+		c, err := NewCoordinator(WithWorkers("a", "a:1"), WithDialer(dial))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Run(ctx, mustParse(t, "a1"))
+		for i, line := range heard {
+			if !strings.HasPrefix(line, "HELLO ") {
+				t.Errorf("the first line of session %d is %q", i, line)
+			}
 		}
 	})
 }

@@ -86,12 +86,13 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 		return nil, s.fail(err)
 	}
 	s.wire = newWire(conn, s)
-	s.out, err = appendGreeting(nil, verbHello, hello{Run: r.id, Category: q.category, MaxLine: defaultMaxLine,
+	greeting, err := appendGreeting(nil, verbHello, hello{Run: r.id, Category: q.category, MaxLine: defaultMaxLine,
 		TimeoutMS: ceilDiv(r.config.silence, time.Millisecond, maxMillis)})
 	if err != nil {
 		conn.Close()
 		return nil, s.fail(err)
 	}
+	s.wire.sendFirst(greeting) // a worker may say WELCOME and PING without waiting for it
 	r.sessions.Go(func() error { s.write(); return nil })
 	conn.SetReadDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { conn.Close() })

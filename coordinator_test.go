@@ -1609,23 +1609,18 @@ func (c slowToClose) Close() error {
 
 func TestConnectionsThatAreSlowToCloseAreClosedTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var network memNetwork
+		cl := newCluster(t)
 		var addrs []string
 		for i := range 20 {
-			addrs = append(addrs, fmt.Sprintf("w:%d", i+1))
-			ln := network.listen(addrs[i])
-			go NewWorker(parrot).Serve(t.Context(), ln)
+			addrs = append(addrs, fmt.Sprintf("a:%d", i+1))
+			cl.worker(addrs[i], echo)
 		}
-		dial := func(ctx context.Context, _, addr string) (net.Conn, error) {
-			conn, err := network.dial(ctx, "tcp", addr)
+		dialer := WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := cl.dial(ctx, network, addr)
 			return slowToClose{conn}, err
-		}
-		c, err := NewCoordinator(WithWorkers("a", addrs...), WithDialer(dial))
-		if err != nil {
-			t.Fatal(err)
-		}
+		})
 		start := time.Now()
-		if _, err := c.Run(t.Context(), mustParse(t, "a1 a2 a3")); err != nil {
+		if _, err := cl.coordinator(WithWorkers("a", addrs...), dialer).Run(t.Context(), tasksOf("a", 3)); err != nil {
 			t.Error(err)
 		}
 		if took := time.Since(start); took > 3*time.Second {

@@ -121,7 +121,7 @@ func (r *run) stream(ctx context.Context, seq iter.Seq[Task]) error {
 	if r.config.order != ByCategory {
 		return r.execute(ctx, func(ctx context.Context) error { return r.runSeq(ctx, seq) })
 	}
-	r.tasks = gather(seq, func() bool { return ctx.Err() != nil || r.haltedBy() != nil })
+	r.tasks = gather(seq, func() bool { return ctx.Err() != nil || r.stopped.Load() })
 	err := r.execute(ctx, r.runPlan)
 	r.settleRest(err)
 	r.deliverRest()

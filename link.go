@@ -34,9 +34,11 @@ type link struct {
 // else that is wrong with it is an error at once. The error is a *WorkerError.
 func (l *link) open(ctx context.Context) error {
 	r := l.queue.run
+	started := time.Now()
 	patience, cancel := context.WithTimeout(ctx, r.config.workerWait)
 	defer cancel()
 	s, err := l.connect(ctx)
+	waited := max(r.config.workerWait, time.Since(started).Round(time.Millisecond)) // if it is never reached
 	if err != nil && mayPass(err) {
 		if s = l.redial(patience, 1, true); s == nil {
 			l.queue.mu.Lock()
@@ -44,7 +46,7 @@ func (l *link) open(ctx context.Context) error {
 			l.queue.mu.Unlock()
 			if patience.Err() != nil && ctx.Err() == nil && r.config.workerWait > 0 {
 				err = &WorkerError{Category: l.queue.category, Addr: l.addr,
-					Err: fmt.Errorf("not reached within %v: %w", r.config.workerWait, errors.Unwrap(err))}
+					Err: fmt.Errorf("not reached within %v: %w", waited, errors.Unwrap(err))}
 			}
 		} else {
 			err = nil

@@ -534,6 +534,19 @@ func TestAWorkerThatDoesNotComeUpIsNamedAfterTheWait(t *testing.T) {
 	})
 }
 
+// The first dial may take longer than the wait.
+func TestAWorkerWhoseGreetingDoesNotComeIsNamedAfterTheTimeThatItTook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) { p.expect("HELLO …"); io.Copy(io.Discard, p.in) })
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Second), WithHandshakeTimeout(4*time.Second))
+		report, err := cl.run(t.Context(), c, mustParse(t, "a1"))()
+		if want := "a:1: not reached within 4s: "; report.Elapsed != 4*time.Second || !strings.Contains(err.Error(), want) {
+			t.Errorf("after %v: %v\ndoes not say %q", report.Elapsed, err, want)
+		}
+	})
+}
+
 func TestAWorkerThatCannotBeUsedIsAnErrorAtOnce(t *testing.T) {
 	greets := func(line string) func(cl *cluster) {
 		return func(cl *cluster) {

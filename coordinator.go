@@ -466,7 +466,17 @@ func (r *run) runGroup(number int, g stageGroup) *Result {
 
 // halt stops the run before its end, because it cannot go on. The first reason
 // for each way counts.
-func (r *run) halt(how halt, why error) {
+func (r *run) halt(how halt, why error) { r.stopSending(how, why, why) }
+
+// stopSoon stops the run because a task is not Done. That is no error of the run's
+// own.
+func (r *run) stopSoon(failure error) {
+	r.stopSending(haltSoft, fmt.Errorf("stopped at the first failure: %w", failure), nil)
+}
+
+// stopSending settles what has not been sent by stop. why is nil if that says all
+// that Run's error has to say.
+func (r *run) stopSending(how halt, stop, why error) {
 	r.mu.Lock()
 	if how <= r.halted || r.over {
 		r.mu.Unlock()
@@ -474,39 +484,23 @@ func (r *run) halt(how halt, why error) {
 	}
 	r.halted = how
 	r.stopped.Store(true)
-	r.why = append(r.why, why)
-	r.stop = why
+	r.stop = stop
+	if why != nil {
+		r.why = append(r.why, why)
+	}
 	if r.cancel != nil {
 		r.cancel()
 	}
 	if how == haltCancel {
 		r.grace = time.AfterFunc(r.config.cancelGrace, func() {
 			for _, q := range r.allQueues() {
-				q.abandon(fmt.Errorf("not reported within %v after it was canceled: %w", r.config.cancelGrace, why))
+				q.abandon(fmt.Errorf("not reported within %v after it was canceled: %w", r.config.cancelGrace, stop))
 			}
 		})
 	}
 	r.mu.Unlock()
 	for _, q := range r.allQueues() {
-		q.halt(how, why)
-	}
-}
-
-// stopSoon stops the run because a task is not Done. Its error is the task's.
-func (r *run) stopSoon(failure error) {
-	why := fmt.Errorf("stopped at the first failure: %w", failure)
-	r.mu.Lock()
-	if r.halted != notHalted || r.over {
-		r.mu.Unlock()
-		return
-	}
-	r.halted = haltSoft
-	r.stopped.Store(true)
-	r.stop = why
-	r.cancel()
-	r.mu.Unlock()
-	for _, q := range r.allQueues() {
-		q.halt(haltSoft, why)
+		q.halt(how, stop)
 	}
 }
 

@@ -23,7 +23,7 @@ import (
 var ErrNoWorker = errors.New("taskexec: no worker")
 
 // ErrCoordinatorClosed is wrapped by the error of each Run that Shutdown
-// stopped, or that was called after it.
+// stopped, or that was called after it with tasks to execute.
 var ErrCoordinatorClosed = errors.New("taskexec: coordinator closed")
 
 // A Coordinator runs lists of tasks on workers. Make one with NewCoordinator;
@@ -69,8 +69,9 @@ func NewCoordinator(opts ...CoordinatorOption) (*Coordinator, error) {
 //
 // A worker that is lost is dialled again for as long as the run goes on. What
 // was in flight to it is sent again, to it or to another worker of the
-// category, unless WithAtMostOnce forbids it; a task that three workers were
-// lost with is not sent again, and is Unknown.
+// category, unless WithAtMostOnce forbids it; a task that was lost is then sent
+// with little else in flight, and when it was lost three times like that, it is
+// not sent again, and is Unknown.
 //
 // ctx is the life of the run. When it ends, nothing more is sent, the running
 // handlers are canceled with its cause, and Run waits for their answers, for at
@@ -121,7 +122,7 @@ func (c *Coordinator) finish(r *run) {
 // Shutdown stops every run: no more is sent, what workers have not started is
 // taken back, what runs finishes, and the rest is Skipped. Each Run returns an
 // error that wraps ErrCoordinatorClosed, unless all of its tasks are Done by
-// then, and so does every later Run. Shutdown returns nil when all are about to
+// then, and so does every later Run that has tasks. Shutdown returns nil when all are about to
 // return.
 //
 // ctx is the caller's patience: if it ends first, Shutdown returns an error

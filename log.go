@@ -219,13 +219,17 @@ func (r *run) logEnded(counts Counts, err error) {
 // reasonOf is why a run did not go as it should, without the particulars.
 func reasonOf(err error) string {
 	var failure *TaskError
+	var unusable *WorkerError
 	for _, known := range []error{ErrCoordinatorClosed, ErrNoWorker, ErrInsecureTransport, errBroken, context.DeadlineExceeded, context.Canceled} {
 		if errors.Is(err, known) {
 			return unprefixed(known)
 		}
 	}
-	if errors.As(err, &failure) {
+	switch {
+	case errors.As(err, &failure):
 		return "not every task is Done"
+	case errors.As(err, &unusable):
+		return "a worker cannot be used" // which one, and why, is logged with the dial
 	}
 	return ""
 }
@@ -278,6 +282,9 @@ func logObserver(l *slog.Logger) *Observer {
 			l.Debug("task sent", keyTask, i.Index, keyAttempt, i.Attempt, keyCategory, logged(i.Task.Category), keyWorker, logged(i.Worker), keyAddr, logged(i.Addr),
 				keyInstruction, logged(i.Task.Instruction))
 		}
+		o.TaskRetried = func(i TaskRetriedInfo) {
+			l.Debug("task failed, and is tried again", keyTask, i.Index, keyAttempt, i.Attempt, keyWorker, logged(i.Worker), keyAddr, logged(i.Addr), keyError, logged(i.Err.Error()))
+		}
 		o.TaskDone = func(i TaskDoneInfo) {
 			args := []any{keyTask, i.Result.Index, keyAttempt, i.Result.Attempts, keyOutcome, i.Result.Outcome.String()}
 			if i.Result.Err != nil {
@@ -303,6 +310,7 @@ func joined(a, b *Observer) *Observer {
 		SessionOpened: both(a.SessionOpened, b.SessionOpened),
 		SessionLost:   both(a.SessionLost, b.SessionLost),
 		TaskSent:      both(a.TaskSent, b.TaskSent),
+		TaskRetried:   both(a.TaskRetried, b.TaskRetried),
 		GroupDone:     both(a.GroupDone, b.GroupDone),
 		Goodbye:       both(a.Goodbye, b.Goodbye),
 	}

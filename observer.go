@@ -26,12 +26,17 @@ type Observer struct {
 	// SessionOpened is called when a worker has greeted, and may be sent tasks.
 	SessionOpened func(SessionOpenedInfo)
 
-	// SessionLost is called when a session ended before the run closed it.
+	// SessionLost is called when a session ended before the run closed it: it was
+	// lost, or its worker took its leave.
 	SessionLost func(SessionLostInfo)
 
 	// TaskSent is called for each attempt at a task, when it is handed to the
 	// session's connection.
 	TaskSent func(TaskSentInfo)
+
+	// TaskRetried is called when an attempt at a task failed, and WithRetry has
+	// another made, unless the run stops before that.
+	TaskRetried func(TaskRetriedInfo)
 
 	// GroupDone is called when each task of a group has its outcome.
 	GroupDone func(GroupDoneInfo)
@@ -79,6 +84,18 @@ type TaskSentInfo struct {
 	Worker  string
 	Addr    string
 	Queued  time.Duration // since the start of the task's group
+}
+
+// TaskRetriedInfo says which attempt at a task failed, and why.
+type TaskRetriedInfo struct {
+	Run     string
+	Index   int
+	Task    Task
+	Attempt int // the one that failed, from 1
+	Worker  string
+	Addr    string
+	Err     error         // a *RemoteError
+	Delay   time.Duration // before the task waits to be sent again
 }
 
 // TaskDoneInfo says how a task ended. Its three durations are
@@ -201,6 +218,13 @@ func (e *events) taskSent(run string, r *Result, addr string) {
 	if e != nil && e.observer.TaskSent != nil {
 		info := TaskSentInfo{Run: run, Index: r.Index, Task: r.Task, Attempt: r.Attempts, Worker: r.Worker, Addr: addr, Queued: r.Queued}
 		e.add(func() { e.observer.TaskSent(info) })
+	}
+}
+
+func (e *events) taskRetried(run string, r *Result, addr string, delay time.Duration) {
+	if e != nil && e.observer.TaskRetried != nil {
+		info := TaskRetriedInfo{Run: run, Index: r.Index, Task: r.Task, Attempt: r.Attempts, Worker: r.Worker, Addr: addr, Err: r.Err, Delay: delay}
+		e.add(func() { e.observer.TaskRetried(info) })
 	}
 }
 

@@ -269,8 +269,8 @@ func WithAtMostOnce() CoordinatorOption {
 // that cannot be reached, and later while all workers of a category are gone
 // and tasks wait for one. Meanwhile they are dialled again, with a backoff of
 // 100 ms, doubled up to 10 s, with full jitter. The first dial of each may take
-// as long as WithHandshakeTimeout says, whatever d is. The default is 30 s; 0 is
-// no wait. A negative d panics.
+// as long as WithHandshakeTimeout says, whatever d is. The default is 30 s; 0
+// means not to wait. A negative d panics.
 func WithWorkerWait(d time.Duration) CoordinatorOption {
 	if d < 0 {
 		panic(fmt.Sprintf("taskexec: WithWorkerWait: %v is negative", d))
@@ -297,10 +297,10 @@ func WithHeartbeat(interval, timeout time.Duration) CoordinatorOption {
 
 // WithTaskTimeout bounds the execution of each task whose own Timeout is 0,
 // counted on the worker from when its handler starts. The handler's ctx ends
-// then; a task whose handler returns because of that fails with the kind
-// "timeout", and one whose handler has not returned a second later with the
-// kind "stuck": the handler keeps its slot until it returns, and what it
-// returns is dropped. d is rounded up to a whole millisecond. The default, 0,
+// then; a task whose handler returns an error that wraps
+// context.DeadlineExceeded because of that fails with KindTimeout, and one whose
+// handler has not returned a second later with KindStuck: the handler keeps its
+// slot until it returns, and what it returns is dropped. d is rounded up to a whole millisecond. The default, 0,
 // is none. A negative d panics.
 func WithTaskTimeout(d time.Duration) CoordinatorOption {
 	if d < 0 {

@@ -113,7 +113,7 @@ type TaskScanner struct {
 // It finds the tasks that [ParseTasks] finds in the same text, without holding the text in memory: each instruction is
 // at most 1 MiB (1,048,576 bytes) long, and has memory of its own. A task is given as soon as the white space
 // after it, or the end of r, has been read. The reading is buffered, so more of r may have been read than the last task
-// given.
+// given. Nothing but r itself ends a call of its Read that waits.
 //
 // A nil r panics.
 func ScanTasks(r io.Reader) *TaskScanner {

@@ -103,17 +103,6 @@ func parseVerb(word []byte) verb {
 	return verbNone
 }
 
-// The kinds of FAIL: who or what failed the task.
-const (
-	kindError    = "error"    // the handler returned an error
-	kindFinal    = "final"    // the handler returned an error that another attempt would not change
-	kindPanic    = "panic"    // the handler panicked, or ended its goroutine
-	kindCanceled = "canceled" // the handler stopped because its context was canceled
-	kindTimeout  = "timeout"  // the handler stopped because its time was over
-	kindStuck    = "stuck"    // its time is over, and it still runs and holds its slot
-	kindOutput   = "output"   // the output does not fit in a line
-)
-
 // kindOf is the kind that word names; "" if it is none.
 func kindOf(word []byte) string {
 	for _, kind := range kinds {
@@ -124,7 +113,7 @@ func kindOf(word []byte) string {
 	return ""
 }
 
-var kinds = [...]string{kindError, kindFinal, kindPanic, kindCanceled, kindTimeout, kindStuck, kindOutput}
+var kinds = [...]string{KindError, KindFinal, KindPanic, KindCanceled, KindTimeout, KindStuck, KindOutput}
 
 // The codes of ERROR: why a session is closed.
 const (

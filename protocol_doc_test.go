@@ -169,7 +169,7 @@ func playWorker(t *testing.T, transcript []said) {
 		case s.by != "W" || m.task >= len(want):
 		case m.verb == verbDone:
 			want[m.task] = Done
-		case m.verb == verbFail && m.word == kindCanceled:
+		case m.verb == verbFail && m.word == KindCanceled:
 			want[m.task] = Canceled
 		case m.verb == verbFail:
 			want[m.task] = Failed

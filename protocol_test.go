@@ -30,8 +30,8 @@ var wireMessages = []struct {
 	{"the greatest numbers", message{verb: verbRun, task: maxNumber, attempt: maxNumber, time: maxMillis * time.Millisecond}, fmt.Sprintf("RUN %d %d 1000000000000", maxNumber, maxNumber)},
 	{"an execution time in microseconds", message{verb: verbDone, task: 3, time: 1234 * time.Microsecond, text: "out"}, "DONE 3 1234 out"},
 	{"the longest execution time", message{verb: verbDone, time: maxMicros * time.Microsecond}, "DONE 0 1000000000000000"},
-	{"a failure", message{verb: verbFail, task: 3, word: kindError, text: "no such file"}, "FAIL 3 error 0 no such file"},
-	{"a failure with a delay", message{verb: verbFail, task: 3, word: kindTimeout, time: time.Second}, "FAIL 3 timeout 1000"},
+	{"a failure", message{verb: verbFail, task: 3, word: KindError, text: "no such file"}, "FAIL 3 error 0 no such file"},
+	{"a failure with a delay", message{verb: verbFail, task: 3, word: KindTimeout, time: time.Second}, "FAIL 3 timeout 1000"},
 	{"a recall", message{verb: verbRecall, task: 3}, "RECALL 3"},
 	{"a return", message{verb: verbReturn, task: 3}, "RETURN 3"},
 	{"a ping", message{verb: verbPing, task: 3}, "PING 3"},
@@ -98,7 +98,7 @@ func TestTimesRoundUp(t *testing.T) {
 		{"the longest duration is cut", verbDone, math.MaxInt64, "1000000000000000"},
 		{"a nanosecond is a millisecond", verbFail, 1, "1"},
 	} {
-		line := string(appendMessage(nil, message{verb: tt.verb, attempt: 1, word: kindError, time: tt.time}))
+		line := string(appendMessage(nil, message{verb: tt.verb, attempt: 1, word: KindError, time: tt.time}))
 		words := strings.Fields(line)
 		if got := words[len(words)-1]; got != tt.want {
 			t.Errorf("%s: %s of %v has the line %q, want %s", tt.reason, tt.verb, tt.time, line, tt.want)
@@ -420,7 +420,7 @@ func TestErrorMessagesFitEveryLine(t *testing.T) {
 	} {
 		short := cutText(text)
 		for _, m := range []message{
-			{verb: verbFail, task: maxNumber, word: kindCanceled, time: math.MaxInt64, text: short},
+			{verb: verbFail, task: maxNumber, word: KindCanceled, time: math.MaxInt64, text: short},
 			{verb: verbError, word: codeProtocol, text: short},
 			{verb: verbCancel, text: short},
 		} {

@@ -512,7 +512,7 @@ func (q *queue) release(s *session, task int) (r *Result, sent time.Duration) {
 func (q *queue) failed(s *session, r *Result, m *message, roundTrip time.Duration, now time.Time) {
 	why := &RemoteError{Kind: m.word, Text: cut(m.text, maxFailText)}
 	outcome := Failed
-	if m.word == kindCanceled {
+	if m.word == KindCanceled {
 		outcome = Canceled
 	}
 	s.link.counts.add(outcome)
@@ -524,6 +524,7 @@ func (q *queue) failed(s *session, r *Result, m *message, roundTrip time.Duratio
 	r.Retries++
 	q.troubles.Retries++
 	r.Err = why // in case there is no other attempt
+	q.run.events.taskRetried(q.run.id, r, s.addr, delay)
 	heap.Push(&q.delayed, dueTask{r, now.Add(delay)})
 	q.setRetry(now)
 }

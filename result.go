@@ -13,7 +13,7 @@ type Outcome int
 
 const (
 	Done     Outcome = 1 + iota // executed, and its output reported
-	Failed                      // the handler or the worker said so, or the task was refused before it was sent
+	Failed                      // the handler or the worker said so, or the task itself cannot be sent
 	Canceled                    // started, then stopped, because the run was canceled
 	Skipped                     // never started
 	Unknown                     // may have run: its session was lost, or it ignored a cancel
@@ -38,7 +38,7 @@ type Result struct {
 	Err      error         // a *TaskError exactly when the outcome is not Done
 	Worker   string        // the worker of the last attempt, by name, or by address if it has none; "" if none
 	Attempts int           // times the task was sent
-	Retries  int           // times it was tried again because its handler had failed it
+	Retries  int           // times it was sent again because the attempt before had failed
 	Losses   int           // attempts that ended with their session, so that nobody knows whether they ran
 	Queued   time.Duration // from the start of the task's group to its last sending
 	Executed time.Duration // how long the handler took, by the worker's clock, in whole microseconds, if the outcome is Done
@@ -77,7 +77,7 @@ func (c *Counts) sum(o Counts) {
 
 // ErrOutcomeUnknown is wrapped by the error of each task whose outcome is
 // Unknown: it was sent, and nobody can tell whether it was executed.
-var ErrOutcomeUnknown = errors.New("it may have been executed")
+var ErrOutcomeUnknown = errors.New("taskexec: it may have been executed")
 
 // Troubles counts what went wrong in a run, whether the run got over it or not.
 type Troubles struct {
@@ -137,15 +137,22 @@ func (e *TaskError) Unwrap() error { return e.Err }
 
 // A RemoteError is what a worker reported about a task that failed.
 type RemoteError struct {
-	// Kind says how it failed: "error" and "final" are the handler's errors,
-	// "panic" is its panic, "canceled" and "timeout" its answer to the end of
-	// its context, "stuck" a handler that did not answer, and "output" an
-	// output too long to send. See docs/protocol.md.
-	Kind string
+	Kind string // who or what failed the task: one of KindError and those that follow it
 	// Text is the error's text, the panic's value and a shortened stack, or
 	// the worker's own words, cut at 4 KiB, otherwise as it came.
 	Text string
 }
+
+// The kinds of RemoteError, and of the wire's FAIL.
+const (
+	KindError    = "error"    // the handler returned an error
+	KindFinal    = "final"    // the handler returned an error that another attempt would not change; see Final
+	KindPanic    = "panic"    // the handler panicked, or ended its goroutine
+	KindCanceled = "canceled" // the handler returned its context's error because the run was canceled
+	KindTimeout  = "timeout"  // the handler returned its context's error because its time was over
+	KindStuck    = "stuck"    // its time is over, and it still runs and holds its slot
+	KindOutput   = "output"   // the output does not fit in a line
+)
 
 // Error is the text, with the kind in front of it if that is not "error" or
 // "final", escaped so that it can go to a log or a terminal. Of a panic's text
@@ -154,9 +161,9 @@ type RemoteError struct {
 func (e *RemoteError) Error() string {
 	text := e.Text
 	switch e.Kind {
-	case kindError, kindFinal:
+	case KindError, KindFinal:
 		return plainText(text)
-	case kindPanic:
+	case KindPanic:
 		text, _, _ = strings.Cut(strings.TrimSpace(text), "\n")
 	}
 	return quoteUnlessPlain(e.Kind) + ": " + plainText(text)

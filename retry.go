@@ -17,7 +17,7 @@ import (
 // tasks that failed together are not tried again together. (Brooker,
 // "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.)
 type Retry struct {
-	Attempts   int           // how often a handler may fail a task, at least 1; 1 is no retry
+	Attempts   int           // how many failures end a task, at least 1; 1 is no retry. A loss or a return is no failure
 	FirstDelay time.Duration // default 100 ms
 	Factor     float64       // at least 1; default 2
 	MaxDelay   time.Duration // default 10 s
@@ -62,9 +62,9 @@ func WithRetry(policy Retry) CoordinatorOption {
 // is tried again, and after how long. asked is the handler's wish, if not 0.
 func (p Retry) delay(n int, kind string, asked time.Duration, jitter func(time.Duration) time.Duration) (time.Duration, bool) {
 	switch kind {
-	case kindFinal, kindOutput, kindCanceled:
+	case KindFinal, KindOutput, KindCanceled:
 		return 0, false
-	case kindPanic:
+	case KindPanic:
 		if !p.Panics {
 			return 0, false
 		}

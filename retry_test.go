@@ -75,6 +75,7 @@ type retryRun struct {
 	report *Report
 	err    error
 	delays []time.Duration // between the end of one try and the start of the next
+	told   []TaskRetriedInfo
 }
 
 // retried runs one task on a worker of two slots whose handler does as handle
@@ -101,7 +102,8 @@ func retried(t *testing.T, handle func(ctx context.Context, try int) (string, er
 			return handle(ctx, n)
 		}, WithSlots(2))
 		tasks := tasksOf("a", 1)
-		run.report, run.err = cl.coordinator(append([]CoordinatorOption{WithWorkers("a", "a:1")}, opts...)...).Run(t.Context(), tasks)
+		run.report, run.err = cl.coordinator(append([]CoordinatorOption{WithWorkers("a", "a:1"),
+			WithObserver(Observer{TaskRetried: func(i TaskRetriedInfo) { run.told = append(run.told, i) }})}, opts...)...).Run(t.Context(), tasks)
 		checkReport(t, tasks, run.report, run.err)
 	})
 	return run
@@ -149,6 +151,14 @@ func TestRetryDelaysAreThoseOfThePolicy(t *testing.T) {
 				tries := tt.policy.Attempts
 				if r.Outcome != Failed || r.Attempts != tries || r.Retries != tries-1 || r.Losses != 0 || run.report.Troubles != (Troubles{Retries: tries - 1}) {
 					t.Errorf("got %+v with %+v", r, run.report.Troubles)
+				}
+				var told []TaskRetriedInfo
+				for i, d := range want {
+					told = append(told, TaskRetriedInfo{Run: run.report.Run, Task: r.Task, Attempt: i + 1, Worker: "a:1", Addr: "a:1",
+						Err: &RemoteError{"error", fmt.Sprintf("try %d: told to fail", i+1)}, Delay: d})
+				}
+				if diff := cmp.Diff(told, run.told); diff != "" {
+					t.Errorf("with jitter %s, what the observer was told (-want +got):\n%s", jitter.name, diff)
 				}
 				if want := fmt.Sprintf("try %d: told to fail", tries); !strings.HasSuffix(run.err.Error(), want) {
 					t.Errorf("got %v, want the last try's words", run.err)

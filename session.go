@@ -368,7 +368,7 @@ func (s *session) report(batch []message) error {
 			s.link.counts.add(Done)
 			q.settle(r, Done, nil, roundTrip)
 		case verbFail:
-			if m.word == kindStuck {
+			if m.word == KindStuck {
 				q.loseSlot(s)
 			}
 			q.failed(s, r, m, roundTrip, now)

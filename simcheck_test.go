@@ -345,7 +345,7 @@ func (r *simRun) allAttempts() [][]*simAttempt {
 			if line.verb == "RETURN" {
 				r.sim.met[simReturned] = true
 			}
-			if line.kind == kindStuck {
+			if line.kind == KindStuck {
 				r.sim.met[simStuck] = true
 			}
 		}
@@ -423,11 +423,11 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 			failures++
 			beside := strings.HasPrefix(a.report.text, "an earlier attempt still runs")
 			verdicts := map[string][]string{
-				kindError: {"failed"}, kindFinal: {"failed for good"}, kindPanic: {"panicked", "exited"}, kindTimeout: {"timed out"},
-				kindCanceled: {"canceled"}, kindOutput: {"done"},
+				KindError: {"failed"}, KindFinal: {"failed for good"}, KindPanic: {"panicked", "exited"}, KindTimeout: {"timed out"},
+				KindCanceled: {"canceled"}, KindOutput: {"done"},
 			}
 			switch {
-			case a.report.kind == kindStuck:
+			case a.report.kind == KindStuck:
 				if e == nil || e.until-e.from < cmp.Or(plan.Timeout, c.TaskTimeout)+stuckGrace {
 					r.fail("attempt %d of task %d was reported as stuck, and its execution is %+v", a.attempt, task, e)
 				}
@@ -435,16 +435,16 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 			case e == nil || running || !slices.Contains(verdicts[a.report.kind], e.verdict):
 				r.fail("attempt %d of task %d was reported as %s (%s), and its execution is %+v", a.attempt, task, a.report.kind, a.report.text, e)
 			}
-			if a.report.kind == kindOutput {
+			if a.report.kind == KindOutput {
 				s.met[simTooLong] = true
 			}
-			if a.report.kind == kindCanceled && !canceled {
+			if a.report.kind == KindCanceled && !canceled {
 				r.fail("attempt %d of task %d is canceled, though nobody canceled the run", a.attempt, task)
 			}
-			if a.report.kind == kindFinal && !last {
+			if a.report.kind == KindFinal && !last {
 				r.fail("WithRetry: task %d was tried again, though its handler said that is of no use", task)
 			}
-			if e != nil && a.report.kind == kindError && plan.Kind == simDoRetryAfter && !last && attempts[i+1].taken < at+plan.After {
+			if e != nil && a.report.kind == KindError && plan.Kind == simDoRetryAfter && !last && attempts[i+1].taken < at+plan.After {
 				r.fail("RetryAfter: attempt %d of task %d came %v after the last, want %v", a.attempt+1, task, attempts[i+1].taken-at, plan.After)
 			}
 		}
@@ -534,7 +534,7 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 			if a.execution != nil && b.execution != nil && b.execution.from < a.execution.until {
 				s.met[simOverlapped] = true
 				how, at, _ := a.fate()
-				stuck := a.report != nil && a.report.kind == kindStuck
+				stuck := a.report != nil && a.report.kind == KindStuck
 				if !stuck && (how != "lost" && how != "unwritten" || at > b.execution.from) {
 					r.fail("task %d was executed as attempts %d and %d at the same time, though the first was not lost: %+v, %+v", task, a.attempt, b.attempt, a.execution, b.execution)
 				}
@@ -680,7 +680,7 @@ func (r *simRun) checkReturns(attempts [][]*simAttempt, stopped time.Duration) {
 		// that it holds; and so is one whose slots are stuck.
 		all := stopped
 		for _, line := range log.heard {
-			if line.verb == "DRAIN" || line.kind == kindStuck {
+			if line.verb == "DRAIN" || line.kind == KindStuck {
 				all = min(all, line.at)
 			}
 		}

@@ -164,7 +164,7 @@ func (l *slot) run() {
 		// The handler called runtime.Goexit: this goroutine is ending, and
 		// the slot needs another.
 		if l.ctx != nil {
-			l.report(&message{verb: verbFail, task: l.job.number, word: kindPanic, text: "the handler ended its goroutine (runtime.Goexit)"})
+			l.report(&message{verb: verbFail, task: l.job.number, word: KindPanic, text: "the handler ended its goroutine (runtime.Goexit)"})
 		}
 		if l.next() {
 			l.session.slots.Go(l.run)
@@ -229,7 +229,7 @@ func (l *slot) call(m *message) {
 	m.task = j.number
 	defer func() {
 		if v := recover(); v != nil {
-			m.verb, m.word = verbFail, kindPanic
+			m.verb, m.word = verbFail, KindPanic
 			m.text = cut(fmt.Sprint(v), maxFailText/4) + "\n" + shortStack(debug.Stack())
 		}
 	}()
@@ -241,20 +241,20 @@ func (l *slot) call(m *message) {
 		defer time.AfterFunc(j.timeout+stuckGrace, func() { l.foundStuck(own) }).Stop()
 		ctx = c
 	}
-	output, err := s.worker.handler.Handle(ctx, Task{Category: s.hello.Category, Instruction: j.instruction})
+	output, err := s.worker.handler.Handle(ctx, Task{Category: s.hello.Category, Instruction: j.instruction, Timeout: j.timeout})
 	if err == nil {
 		m.verb, m.text = verbDone, output
 		return
 	}
-	m.verb, m.word = verbFail, kindError
+	m.verb, m.word = verbFail, KindError
 	final, after := wishOf(err)
 	switch {
 	case final:
-		m.word = kindFinal
+		m.word = KindFinal
 	case s.ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.Cause(s.ctx))):
-		m.word = kindCanceled
+		m.word = KindCanceled
 	case j.timeout > 0 && ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded):
-		m.word = kindTimeout
+		m.word = KindTimeout
 	}
 	m.time, m.text = after, err.Error()
 	if m.text == "" {
@@ -285,7 +285,7 @@ func (l *slot) foundStuck(c *jobContext) {
 		w.stuck[c.info().Key()] = stuckJob{c, l.job.name()}
 		l.stuck = true
 		s.settle(l.job.number, l.job.cost)
-		s.appendReport(message{verb: verbFail, task: c.number, word: kindStuck,
+		s.appendReport(message{verb: verbFail, task: c.number, word: KindStuck,
 			text: fmt.Sprintf("the handler still runs %v after its timeout of %v, and keeps its slot", stuckGrace, l.job.timeout)})
 		if s.log != nil {
 			s.slots.Go(func() { s.log.stuck(c) }) // the handler's own goroutine cannot end before mu is free
@@ -377,7 +377,7 @@ func (s *workerSession) reportSettled(m *message) {
 		s.out = s.out[:before]
 	}
 	// An output is not cut: half of one would pass for a whole.
-	s.addReport(&message{verb: verbFail, task: m.task, word: kindOutput,
+	s.addReport(&message{verb: verbFail, task: m.task, word: KindOutput,
 		text: fmt.Sprintf("an output of %d bytes does not fit in a line of the coordinator, which takes %d bytes, escapes included", len(m.text), s.hello.MaxLine)})
 }
 

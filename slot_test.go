@@ -53,7 +53,7 @@ func TestAnOutputThatCannotFitIsNotEncoded(t *testing.T) {
 	s.hello.MaxLine = 4096
 	s.reportSettled(&message{verb: verbDone, task: 7, text: strings.Repeat("\n", 1<<20)})
 	m, err := parseMessage(strings.TrimSuffix(string(s.out), "\n"))
-	if err != nil || m.verb != verbFail || m.task != 7 || m.word != kindOutput || cap(s.out) > 1<<10 {
+	if err != nil || m.verb != verbFail || m.task != 7 || m.word != KindOutput || cap(s.out) > 1<<10 {
 		t.Errorf("the report is %+v, %v, in a buffer of %d bytes", m, err, cap(s.out))
 	}
 }

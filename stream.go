@@ -26,7 +26,9 @@ var errBroken = errors.New("taskexec: the sequence of the Stream panicked or cal
 // collects all tasks, at about 200 bytes each plus the instruction; only its
 // outputs are bounded. With ByInput and Concurrent a category's workers are
 // connected when its first task comes, and with WithWorkerShutdown workers are
-// told at the end.
+// told at the end. A task that is refused, for its category or because no worker
+// is listed for it, ends the run there: what is running finishes, and what has
+// not started is Skipped.
 //
 // An error is yielded at most once, and last, with a zero Result: a *RunError,
 // if the run could not go on, or a goodbye did not come. A task that is not Done
@@ -35,9 +37,10 @@ var errBroken = errors.New("taskexec: the sequence of the Stream panicked or cal
 // have been read to its end; each task that was read has its Result.
 //
 // seq is called in a goroutine of its own, and Stream's loop ends only after
-// seq has returned: a seq that waits for something should stop waiting when ctx
-// ends, since a run that is stopped can only refuse its next task. A panic in
-// seq is raised again in the caller, and runtime.Goexit ends the caller too.
+// seq has returned. A run that is stopped can only refuse seq's next task, so a
+// seq that waits for something must be told otherwise: let it stop waiting when
+// ctx ends, and end ctx before you leave the loop. A panic in seq is raised again
+// in the caller, and runtime.Goexit ends the caller too.
 //
 // Leaving the loop cancels the run, waits for it as for one whose ctx ended,
 // and leaves nothing behind; what had not been yielded by then is not reported.

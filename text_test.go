@@ -25,10 +25,10 @@ func TestErrorsEscapeAndShortenWhatTheyTell(t *testing.T) {
 		task := Task{Category: s, Instruction: s}
 		for _, err := range []error{
 			&ProtocolError{Code: s, Text: s}, &ProtocolError{Code: s, Text: s, Remote: true},
-			&RemoteError{Kind: kindError, Text: s}, &RemoteError{Kind: kindFinal, Text: s}, &RemoteError{Kind: kindPanic, Text: s}, &RemoteError{Kind: s, Text: s},
-			&TaskError{Task: task, Worker: s, Attempt: 1, Outcome: Failed, Err: &RemoteError{Kind: kindError, Text: s}},
+			&RemoteError{Kind: KindError, Text: s}, &RemoteError{Kind: KindFinal, Text: s}, &RemoteError{Kind: KindPanic, Text: s}, &RemoteError{Kind: s, Text: s},
+			&TaskError{Task: task, Worker: s, Attempt: 1, Outcome: Failed, Err: &RemoteError{Kind: KindError, Text: s}},
 			&WorkerError{Category: s, Addr: s, Err: foreign}, &WorkerError{Category: s, Addr: s, Worker: s, Err: &ProtocolError{Code: s, Text: s}},
-			&RunError{Err: &TaskError{Task: task, Worker: s, Attempt: 1, Outcome: Failed, Err: &RemoteError{Kind: kindError, Text: s}}},
+			&RunError{Err: &TaskError{Task: task, Worker: s, Attempt: 1, Outcome: Failed, Err: &RemoteError{Kind: KindError, Text: s}}},
 			&RunError{Err: &WorkerError{Category: s, Addr: s, Worker: s, Err: foreign}},
 			&sessionError{s, foreign}, &canceledError{s}, &handshakeError{text: s},
 		} {
@@ -97,12 +97,12 @@ func TestWhatAWorkerSaysIsHarmlessToACoordinator(t *testing.T) {
 		"a failure": func(p *peer, s string) {
 			p.send(greetingWith(verbWelcome, s, "w", "worker"))
 			p.expect("RUN …")
-			p.send(lineFor(message{verb: verbFail, word: kindError, text: s}))
+			p.send(lineFor(message{verb: verbFail, word: KindError, text: s}))
 		},
 		"a panic": func(p *peer, s string) {
 			p.send("WELCOME taskexec/1 {}")
 			p.expect("RUN …")
-			p.send(lineFor(message{verb: verbFail, word: kindPanic, text: s}))
+			p.send(lineFor(message{verb: verbFail, word: KindPanic, text: s}))
 		},
 		"ERROR": func(p *peer, s string) {
 			p.send(greetingWith(verbWelcome, s, "w", "worker"))
@@ -122,14 +122,14 @@ func TestWhatAWorkerSaysIsHarmlessToACoordinator(t *testing.T) {
 		"its goodbye": func(p *peer, s string) {
 			p.send(greetingWith(verbWelcome, s, "w", "worker"))
 			p.expect("RUN …")
-			p.send(lineFor(message{verb: verbFail, word: kindError, text: s}))
+			p.send(lineFor(message{verb: verbFail, word: KindError, text: s}))
 			p.expect("SHUTDOWN")
 			p.send(lineFor(message{verb: verbGoodbye, text: s}))
 		},
 		"no goodbye": func(p *peer, s string) {
 			p.send(greetingWith(verbWelcome, s, "w", "worker"))
 			p.expect("RUN …")
-			p.send(lineFor(message{verb: verbFail, word: kindError, text: s}))
+			p.send(lineFor(message{verb: verbFail, word: KindError, text: s}))
 			p.expect("SHUTDOWN")
 			p.send(lineFor(message{verb: verbError, word: codeRefused, text: s}))
 		},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 )
 
 // HandlerOf makes a Handler from a typed function: the instruction is decoded
@@ -29,11 +30,11 @@ func HandlerOf[In, Out any](f func(ctx context.Context, in In) (Out, error)) Han
 		if err != nil {
 			return "", err
 		}
-		output, err := json.Marshal(out)
+		output, err := jsonOf(out)
 		if err != nil {
 			return "", Final(fmt.Errorf("encoding the output from %T: %w", out, err))
 		}
-		return string(output), nil
+		return output, nil
 	})
 }
 
@@ -50,11 +51,21 @@ func fieldError(err error) error {
 // error is that of encoding/json. A category should be given: by default it
 // would be the first character of the JSON, such as a brace.
 func TaskOf[In any](category string, in In) (Task, error) {
-	instruction, err := json.Marshal(in)
+	instruction, err := jsonOf(in)
 	if err != nil {
 		return Task{}, fmt.Errorf("taskexec: encoding an instruction from %T: %w", in, err)
 	}
-	return Task{Category: category, Instruction: string(instruction)}, nil
+	return Task{Category: category, Instruction: instruction}, nil
+}
+
+// jsonOf is v as json.Marshal has it, but for <, > and &, which stay as they are:
+// what is shown in an error or a log should be readable, and none of it is HTML.
+func jsonOf(v any) (string, error) {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return strings.TrimSuffix(b.String(), "\n"), err
 }
 
 // OutputOf decodes the output of a result that is Done from JSON. Its error is

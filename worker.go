@@ -17,14 +17,21 @@ import (
 //
 // Handle is called once for each attempt at a task, on several goroutines at a
 // time if the worker has several slots or several workers share the handler.
-// Its ctx is canceled when the coordinator cancels the run, when the session
-// is lost and when the worker's own ctx ends; context.Cause(ctx) says which. A
-// handler that goes on regardless keeps its slot until it returns.
-// TaskInfoFrom(ctx) names the attempt.
+// Its ctx ends when the task's timeout is over, when the coordinator cancels the
+// run, when the session is lost and when the worker's own ctx ends;
+// context.Cause(ctx) says which. A handler that goes on regardless keeps its
+// slot until it returns. TaskInfoFrom(ctx) names the attempt.
+//
+// A handler that stops because its ctx has ended should return an error that
+// wraps ctx.Err() or context.Cause(ctx). Only then is the task Canceled, or has
+// it failed with KindTimeout; another error is the handler's own failure. Some
+// functions have errors of their own for it, such as the "signal: killed" of
+// exec.CommandContext: look at ctx.Err() after them.
 //
 // The output travels to the coordinator's Result as it is, bytes of any kind.
-// It is ignored if err is not nil. An error fails the task with err's text; so
-// does a panic or a call of runtime.Goexit, and the worker goes on serving.
+// It is ignored if err is not nil. An error fails the task with err's text, of
+// which the first 4 KiB travel; so does a panic or a call of runtime.Goexit, and
+// the worker goes on serving.
 // An output that does not fit in a line of the wire (1 MiB, escapes included)
 // fails the task too.
 //
@@ -43,7 +50,7 @@ func (f HandlerFunc) Handle(ctx context.Context, task Task) (string, error) { re
 
 // TaskInfo names one attempt at one task.
 type TaskInfo struct {
-	Run     string // the run's id, unique among all runs of all coordinators; one of the session, if the coordinator names none
+	Run     string // the run's id, unique among all runs of all coordinators; made up for the session if the coordinator names none
 	Task    int    // the task's index in the run
 	Attempt int    // from 1, greater with each sending of the task
 
@@ -57,6 +64,9 @@ type TaskInfo struct {
 // tasks: the idempotency key of the handler's own effects. Attempt is the
 // fencing token that goes with it: a resource that remembers the greatest it
 // has seen can refuse a late attempt.
+//
+// A list that is run once more is another run, with other keys: an effect that
+// must not be repeated even then needs a key in the instruction itself.
 func (i TaskInfo) Key() string { return i.Run + "/" + strconv.Itoa(i.Task) }
 
 // TaskInfoFrom returns the TaskInfo of the attempt that ctx belongs to. It

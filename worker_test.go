@@ -1207,6 +1207,9 @@ func TestTimeoutReachesTheHandler(t *testing.T) {
 			if left := time.Until(deadline); left != 1500*time.Millisecond {
 				t.Errorf("the deadline is in %v", left)
 			}
+			if task.Timeout != 1500*time.Millisecond {
+				t.Errorf("the task's timeout is %v", task.Timeout)
+			}
 			if info, ok := TaskInfoFrom(ctx); !ok || info.Task == 0 {
 				t.Errorf("TaskInfo %v, %v", info, ok)
 			}
@@ -1468,7 +1471,7 @@ func TestPanicFailsItsTaskAndTheWorkerGoesOn(t *testing.T) {
 			p.send(fmt.Sprintf("RUN %d 1 0 %s", 2*i, c.what), fmt.Sprintf("RUN %d 1 0 fine", 2*i+1))
 			line := p.next()
 			m, err := parseMessage(line)
-			if err != nil || m.verb != verbFail || m.word != kindPanic || m.task != 2*i || !strings.HasPrefix(m.text, c.want) {
+			if err != nil || m.verb != verbFail || m.word != KindPanic || m.task != 2*i || !strings.HasPrefix(m.text, c.want) {
 				t.Errorf("%s: got %q, want a FAIL that begins with %q", c.what, line, c.want)
 			}
 			if !strings.Contains(m.text, c.frame) || len(m.text) > maxFailText {
@@ -1552,7 +1555,7 @@ func TestErrorTooLongIsCut(t *testing.T) {
 			p.send("RUN 0 1 0 x")
 			line := p.next()
 			m, err := parseMessage(line)
-			if err != nil || m.verb != verbFail || m.word != kindError || len(m.text) > maxFailText || len(m.text) < 1000 {
+			if err != nil || m.verb != verbFail || m.word != KindError || len(m.text) > maxFailText || len(m.text) < 1000 {
 				t.Errorf("got FAIL %s with %d bytes, %v, want error", m.word, len(m.text), err)
 			}
 			if want := strings.TrimSuffix(m.text, "…"); !strings.HasPrefix(c.text, want) {

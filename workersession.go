@@ -421,7 +421,7 @@ func (s *workerSession) admit(batch []job, stuck map[string]stuckJob) error {
 		}
 		if len(stuck) > 0 && stuck[s.keyOf(j)].ctx != nil {
 			s.settle(j.number, j.cost)
-			s.appendReport(message{verb: verbFail, task: j.number, word: kindError, text: "an earlier attempt still runs on this worker, stuck after its timeout"})
+			s.appendReport(message{verb: verbFail, task: j.number, word: KindError, text: "an earlier attempt still runs on this worker, stuck after its timeout"})
 			continue
 		}
 		s.waiting.push(*j)

@@ -103,7 +103,26 @@ func progress(run taskexec.RunSnapshot, tasks int) string {
 		fmt.Fprintf(&line, "%s%s %s/%s", before, printable(c.Category), thousands(c.Counts.Total()), thousands(all))
 		before = ", "
 	}
+	if before == "; now " {
+		line.WriteString(absent(run))
+	}
 	return fit(line.String(), 79)
+}
+
+// absent returns which workers a run waits for in which nothing is in flight,
+// such as "; waiting for b at localhost:8002".
+func absent(run taskexec.RunSnapshot) string {
+	var line strings.Builder
+	before := "; waiting for "
+	for _, c := range run.Categories {
+		for _, w := range c.Workers {
+			if c.Waiting > 0 && !w.Open {
+				fmt.Fprintf(&line, "%s%s at %s", before, printable(c.Category), printable(w.Addr))
+				before = ", "
+			}
+		}
+	}
+	return line.String()
 }
 
 // fit cuts text to that many columns.

@@ -31,6 +31,11 @@ func TestProgressIsOneLine(t *testing.T) {
 			{Category: "b\x1b", InFlight: 1},
 			{Category: "c", InFlight: 1, Waiting: 1},
 		}}, 4, `0s: 0 of 4 done, 1 unknown; now "b\x1b" 0/1, c 0/2`, "what is lost is said, and nothing steers the terminal"},
+		{taskexec.RunSnapshot{Categories: []taskexec.CategorySnapshot{
+			{Category: "a", Waiting: 1, Workers: []taskexec.WorkerSnapshot{{Addr: "h:1", Open: true}, {Addr: "h:2"}}},
+			{Category: "b", Waiting: 1, Workers: []taskexec.WorkerSnapshot{{Addr: "h:3"}}},
+			{Category: "c", Workers: []taskexec.WorkerSnapshot{{Addr: "h:4"}}},
+		}}, 2, "0s: 0 of 2 done; waiting for a at h:2, b at h:3", "nothing goes on until they are there"},
 		{many, 100, "0s: 0 of 100 done; now 漢 0/1, 漢漢 0/1, 漢漢漢 0/1, 漢漢漢漢 0/1, 漢漢漢漢漢…", "a line that wraps cannot be wiped"},
 	} {
 		got := progress(test.run, test.tasks)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -493,6 +494,31 @@ func TestAStreamByCategoryKeepsNoOutputThatWasConsumed(t *testing.T) {
 				t.Errorf("the heap grew by %d bytes, want at most 6 MiB for 4 tasks held", grown)
 			}
 		}
+	}
+}
+
+func TestAStreamExecutesNoMoreThanItHasRoomFor(t *testing.T) {
+	const buffer = 5
+	for _, order := range []Order{ByCategory, ByInput, Concurrent} {
+		t.Run(order.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var executed atomic.Int32
+				h := HandlerFunc(func(context.Context, Task) (string, error) { executed.Add(1); return "", nil })
+				c := newTestCoordinator(t, append(serveMem(t, h, "ab"), WithOrder(order), WithStreamBuffer(buffer))...)
+				consumed, most := 0, 0
+				for _, err := range c.Stream(t.Context(), slices.Values(append(tasksOf("a", 50), tasksOf("b", 50)...))) {
+					if err != nil {
+						t.Fatal(err)
+					}
+					synctest.Wait()
+					most = max(most, int(executed.Load())-consumed)
+					consumed++
+				}
+				if consumed != 100 || most > buffer || order != ByInput && most < buffer {
+					t.Errorf("of %d tasks up to %d were executed and not consumed, want %d", consumed, most, buffer)
+				}
+			})
+		})
 	}
 }
 

@@ -630,10 +630,17 @@ func quote(s string) string {
 	return strconv.Quote(cut(s, maxQuoted))
 }
 
-// quoteUnlessPlain is s itself if it is short and plain, else as quote.
+// quoteUnlessPlain is s itself if it is short and plain; in backquotes, as Go has
+// them, if that spares escapes; else as quote.
 func quoteUnlessPlain(s string) string {
-	if s != "" && len(s) <= maxQuoted && strings.IndexFunc(s, notPlain) < 0 && !strings.ContainsAny(s, " \"") {
+	if strings.IndexFunc(s, notPlain) >= 0 {
+		return quote(s)
+	}
+	switch {
+	case s != "" && len(s) <= maxQuoted && !strings.ContainsAny(s, " \""):
 		return s
+	case strings.Contains(s, `"`) && !strings.Contains(s, "`"): // JSON, say
+		return "`" + cut(s, maxQuoted) + "`"
 	}
 	return quote(s)
 }

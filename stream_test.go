@@ -464,9 +464,9 @@ func TestTypedHandlersDecodeAndEncode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := HandlerOf(func(_ context.Context, i in) (out, error) { return out{len(i.Path)}, nil })
 		c := newTestCoordinator(t, append(serveMem(t, h, "f"), WithOnFailure(KeepGoing))...)
-		good, err := TaskOf("f", in{"abc"})
-		if err != nil {
-			t.Fatal(err)
+		good, err := TaskOf("f", in{"<&>"})
+		if err != nil || good.Instruction != `{"Path":"<&>"}` {
+			t.Fatal(good, err)
 		}
 		report, _ := c.Run(t.Context(), []Task{good, {Category: "f", Instruction: `{"Path": 7}`}})
 		if o, err := OutputOf[out](report.Results[0]); err != nil || o.Size != 3 {

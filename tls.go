@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -251,12 +252,15 @@ func (c *coordinatorConfig) verifyWorker(certs []*x509.Certificate) ([][]*x509.C
 	return chains, nil
 }
 
-// serverName is the host of an address of WithWorkers; "" if it has none.
+// serverName is the host of an address of WithWorkers; "" if it has none. A zone
+// says by which of this machine's interfaces the host is reached, so no
+// certificate can name it.
 func serverName(addr string) string {
 	if network, _, err := splitAddr(addr); err != nil || network == "unix" {
 		return ""
 	}
 	host, _, _ := net.SplitHostPort(addr)
+	host, _, _ = strings.Cut(host, "%")
 	return host
 }
 

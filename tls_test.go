@@ -844,6 +844,7 @@ func TestTLSWithoutPeersChecksTheHost(t *testing.T) {
 		{"the host of the address", "w.test:1", mine, ca.issue(nil, "w.test"), ""},
 		{"an IP address", "127.0.0.1:1", mine, ca.issue(nil, "127.0.0.1"), ""},
 		{"one of IPv6", "[::1]:1", mine, ca.issue(nil, "::1"), ""},
+		{"one of IPv6 with a zone", "[::1%eth0]:1", mine, ca.issue(nil, "::1"), ""},
 		{"another host", "w.test:1", mine, ca.issue(nil, "other.test"), "valid for other.test, not w.test"},
 		{"ServerName in its place", "other.test:1", named, ca.issue(nil, "w.test"), ""},
 		{"ServerName on a unix socket", "unix:/w", named, ca.issue(nil, "w.test"), ""},

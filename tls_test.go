@@ -954,6 +954,33 @@ func TestPeersNeedTLSOfTheirDialer(t *testing.T) {
 	})
 }
 
+// A listener whose type does not say that it brings no TLS shows it by its first
+// connection.
+func TestPeersNeedTLSOfAnUnknownListener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var network memNetwork
+		ln := network.listen("w:1")
+		served := make(chan error, 1)
+		go func() { served <- NewWorker(parrot, WithPeers(thePeers...)).Serve(t.Context(), ln) }()
+		conn, err := network.dial(t.Context(), "tcp", "w:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		newPeer(t, conn).expectEnd()
+		synctest.Wait()
+		select {
+		case err := <-served:
+			if !errors.Is(err, errPeersUnseen) {
+				t.Errorf("Serve returned %v", err)
+			}
+		default:
+			t.Error("it serves on, and nobody can get in")
+			ln.Close()
+			<-served
+		}
+	})
+}
+
 // A config's own checks come on top of those of this package.
 func TestTLSConfigsOwnChecksCount(t *testing.T) {
 	ca := newTestCA(t, "ours")

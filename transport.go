@@ -86,6 +86,9 @@ func (c *workerConfig) checkAccepted(ln net.Listener, conn net.Conn) error {
 	if _, ok := conn.(tlsConn); ok || c.tls != nil {
 		return nil
 	}
+	if c.peers != nil {
+		return errPeersUnseen
+	}
 	return c.checkBound(ln)
 }
 

@@ -346,6 +346,8 @@ func (s *workerSession) handshake(deadline time.Time) error {
 	err := conn.HandshakeContext(context.Background()) // deadlines bound it
 	switch {
 	case err == nil:
+	case err == io.EOF: // whoever only looks whether the port is open goes like this
+		return err
 	case isTimeout(err):
 		return faultf(codeTimeout, "no TLS handshake within %v", config.handshakeTimeout)
 	default:

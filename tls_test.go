@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/url"
@@ -314,6 +315,23 @@ func TestTLSSessionEndsCleanly(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A connection that is closed without a word, as by whoever looks whether a port is
+// open, is no fault, with TLS or without.
+func TestLookingWhetherAPortIsOpenIsNoFault(t *testing.T) {
+	forWorker, _ := bothConfigs(t)
+	for _, opts := range [][]WorkerOption{nil, {WithTLS(forWorker)}} {
+		synctest.Test(t, func(t *testing.T) {
+			log := newLogRecorder(slog.LevelInfo)
+			client, server := net.Pipe()
+			client.Close()
+			if err := NewWorker(parrot, append(opts, WithLogger(slog.New(log)))...).ServeConn(t.Context(), server); err != nil {
+				t.Errorf("ServeConn returned %v", err)
+			}
+			log.expectLines(t, []string{keyError})
+		})
+	}
 }
 
 // mutePeer completes a handshake, exchanges greetings, and reads only what it

@@ -457,7 +457,11 @@ func alertOf(err error) *handshakeError {
 	if !errors.As(err, &op) || op.Op != "remote error" {
 		return nil
 	}
-	return &handshakeError{fmt.Sprintf("the other side refused the TLS handshake: %v", op.Err), err, true}
+	// Such an error has nothing to do with who is at either end: a certificate that
+	// is fetched when it is needed may be there the next time.
+	const internalError tls.AlertError = 80
+	passes := op.Err.Error() == internalError.Error()
+	return &handshakeError{fmt.Sprintf("the other side refused the TLS handshake: %v", op.Err), err, !passes}
 }
 
 // refusesCertificate says whether err is this side's verdict on a certificate.

@@ -1072,6 +1072,31 @@ func TestACertificateIsRefusedWhateverTheReason(t *testing.T) {
 	})
 }
 
+// A worker that cannot get at its certificate yet is waited for, as one that
+// cannot be reached is.
+func TestAWorkerWhoseCertificateIsNotThereYetIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forWorker, forCoordinator := bothConfigs(t)
+		cert := forWorker.Certificates[0]
+		forWorker.Certificates = nil
+		ready := time.Now().Add(10 * time.Second)
+		forWorker.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if time.Now().Before(ready) {
+				return nil, errors.New("not there yet")
+			}
+			return &cert, nil
+		}
+		cl := newCluster(t)
+		cl.worker("a:1", echo, WithTLS(forWorker))
+		for _, wait := range []time.Duration{time.Second, time.Minute} {
+			_, err := cl.coordinator(WithTLS(forCoordinator), WithWorkers("a", "a:1"), WithWorkerWait(wait)).Run(t.Context(), mustParse(t, "a1"))
+			if patient := wait == time.Minute; (err == nil) != patient || err != nil && !strings.Contains(err.Error(), "not reached within 1s: the other side refused the TLS handshake: tls: internal error") {
+				t.Errorf("after a wait of %v: %v", wait, err)
+			}
+		}
+	})
+}
+
 // A config that a worker's config gives for a connection is held to the same,
 // and one that was handed over cannot be changed any more.
 func TestTLSConfigsCannotBeSoftened(t *testing.T) {

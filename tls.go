@@ -404,16 +404,32 @@ func (c *promptConn) SetDeadline(t time.Time) error {
 	return c.tlsConn.SetDeadline(t)
 }
 
+// Write leaves no deadline behind. A peer that wants new keys is answered by
+// crypto/tls while it reads; with the deadline of a write of long ago that would
+// fail, and all writing with it.
+func (c *promptConn) Write(b []byte) (int, error) {
+	n, err := c.tlsConn.Write(b)
+	c.SetWriteDeadline(time.Time{})
+	if by := c.mustEnd(); !by.IsZero() {
+		c.SetWriteDeadline(by)
+	}
+	return n, err
+}
+
+// mustEnd says by when all must be over; zero if nothing says so.
+func (c *promptConn) mustEnd() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.by
+}
+
 func (c *promptConn) Close() error      { return c.soon(c.tlsConn.Close) }
 func (c *promptConn) CloseWrite() error { return c.soon(c.tlsConn.CloseWrite) }
 
 // soon calls end, which says goodbye, and cuts it off in time.
 func (c *promptConn) soon(end func() error) error {
-	c.mu.Lock()
-	by := c.by
-	c.mu.Unlock()
 	left := lastWordsTimeout
-	if !by.IsZero() {
+	if by := c.mustEnd(); !by.IsZero() {
 		left = min(left, time.Until(by))
 	}
 	defer time.AfterFunc(left, func() { c.NetConn().Close() }).Stop()

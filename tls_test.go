@@ -4,13 +4,19 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -387,6 +393,73 @@ func TestTLSEndsWithinASecondThoughThePeerDoesNotRead(t *testing.T) {
 		}
 		within(t, start)
 		<-done
+	})
+}
+
+// expandLabel is HKDF-Expand-Label of RFC 8446, with SHA-256.
+func expandLabel(t *testing.T, secret []byte, label string, n int) []byte {
+	t.Helper()
+	label = "tls13 " + label
+	info := string([]byte{byte(n >> 8), byte(n), byte(len(label))}) + label + "\x00"
+	key, err := hkdf.Expand(sha256.New, secret, info, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// recordTLS is a record of TLS_AES_128_GCM_SHA256, the n-th under the secret.
+func recordTLS(t *testing.T, secret []byte, n uint64, kind byte, text string) []byte {
+	t.Helper()
+	block, err := aes.NewCipher(expandLabel(t, secret, "key", 16))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seal, err := cipher.NewGCM(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nonce := expandLabel(t, secret, "iv", seal.NonceSize())
+	counter := nonce[len(nonce)-8:]
+	binary.BigEndian.PutUint64(counter, n^binary.BigEndian.Uint64(counter))
+	size := len(text) + 1 + seal.Overhead()
+	header := []byte{23, 3, 3, byte(size >> 8), byte(size)}
+	return append(header, seal.Seal(nil, nonce, append([]byte(text), kind), header)...)
+}
+
+// Other implementations of TLS change their keys now and then, and ask this side to
+// do so too. That harms no session, however long nothing was written.
+func TestTLSPeerMayAskForNewKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forWorker, forCoordinator := bothConfigs(t)
+		var secrets bytes.Buffer
+		forCoordinator.KeyLogWriter = &secrets
+		client, server := net.Pipe()
+		served := make(chan error, 1)
+		go func() { served <- NewWorker(parrot, WithTLS(forWorker)).ServeConn(t.Context(), server) }()
+		conn := tls.Client(client, forCoordinator)
+		p := mutePeer(t, conn) // which has written one record
+		var secret []byte
+		for line := range strings.Lines(secrets.String()) {
+			if f := strings.Fields(line); f[0] == "CLIENT_TRAFFIC_SECRET_0" {
+				secret, _ = hex.DecodeString(f[2])
+			}
+		}
+		if conn.ConnectionState().CipherSuite == tls.TLS_AES_128_GCM_SHA256 {
+			time.Sleep(2 * writeTimeout)
+			const handshake, application = 22, 23
+			askForNewKeys := string([]byte{24, 0, 0, 1, 1})
+			next := expandLabel(t, secret, "traffic upd", sha256.Size)
+			go func() {
+				client.Write(recordTLS(t, secret, 1, handshake, askForNewKeys))
+				client.Write(recordTLS(t, next, 0, application, "RUN 0 1 0 x\n"))
+			}()
+			p.expectReports("DONE 0 x")
+		} // else this machine has no use for it
+		client.Close()
+		if err := <-served; err != nil {
+			t.Errorf("ServeConn returned %v", err)
+		}
 	})
 }
 

@@ -279,10 +279,12 @@ func WithWorkerWait(d time.Duration) CoordinatorOption {
 }
 
 // WithHeartbeat pings workers every interval, and takes one from which no byte
-// was received for timeout to be lost, whatever its connection says. It concerns
-// workers that offer heartbeats in their greeting, as those of this package do;
-// such a worker in turn cancels what it runs when it has not had an answer for
-// 0.8 of timeout, so that it has stopped before the tasks are sent elsewhere.
+// was received for timeout to be lost, whatever its connection says. (Over TLS
+// that a dialer has brought, bytes are seen by the record, of up to 16 KiB.) It
+// concerns workers that offer heartbeats in their greeting, as those of this
+// package do; such a worker in turn cancels what it runs when it has not had an
+// answer for 0.8 of timeout, so that it has stopped before the tasks are sent
+// elsewhere.
 // The default is 5 s and 15 s. An interval below 1 ms, or of more than half of
 // timeout, is an error of NewCoordinator.
 func WithHeartbeat(interval, timeout time.Duration) CoordinatorOption {

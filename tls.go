@@ -271,12 +271,14 @@ func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, cat
 	if err := checkDeadlines(conn); err != nil {
 		return conn, err
 	}
+	var below *belowTLS
 	secured, given := conn.(tlsConn)
 	if !given {
 		if c.tls == nil {
 			return conn, c.checkPlaintext(conn)
 		}
-		secured = c.tlsClient(c, withRoom(conn), addr, category)
+		below = newBelowTLS(conn)
+		secured = c.tlsClient(c, below, addr, category)
 	}
 	if err := secured.HandshakeContext(ctx); err != nil {
 		return conn, newHandshakeError(err)
@@ -292,27 +294,40 @@ func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, cat
 			}
 		}
 	}
-	return &promptConn{tlsConn: secured}, nil
+	return &promptConn{tlsConn: secured, below: below}, nil
 }
 
-// withRoom is conn or, if conn has no buffers, a wrapper that takes in at once
-// all that a peer writes of its handshake. Otherwise a peer whose certificate is
-// refused would still be writing when it should read why, and both would wait for
-// each other.
-func withRoom(conn net.Conn) net.Conn {
-	const chain = 64 << 10 // of some certificates
-	if !unbuffered(conn) {
-		return conn
-	}
-	return &roomyConn{conn, bufio.NewReaderSize(conn, chain)}
-}
-
-type roomyConn struct {
+// A belowTLS is the connection that this side's TLS runs over.
+type belowTLS struct {
 	net.Conn
-	in *bufio.Reader
+	in io.Reader // what comes from Conn
+
+	// heard is called when bytes have come; nil before there is a wire. It hears of
+	// them before TLS does: a record, of up to 16 KiB, comes out of TLS when all of
+	// it is there, and on a slow link that may take longer than a peer may be silent.
+	heard func()
 }
 
-func (c *roomyConn) Read(p []byte) (int, error) { return c.in.Read(p) }
+// newBelowTLS makes one of conn. If conn has no buffers, it gets one that takes in
+// at once all that a peer writes of its handshake. Otherwise a peer whose
+// certificate is refused would still be writing when it should read why, and both
+// would wait for each other.
+func newBelowTLS(conn net.Conn) *belowTLS {
+	const chain = 64 << 10 // of some certificates
+	c := &belowTLS{Conn: conn, in: conn}
+	if unbuffered(conn) {
+		c.in = bufio.NewReaderSize(conn, chain)
+	}
+	return c
+}
+
+func (c *belowTLS) Read(p []byte) (int, error) {
+	n, err := c.in.Read(p)
+	if n > 0 && c.heard != nil {
+		c.heard()
+	}
+	return n, err
+}
 
 // secure turns a connection that was accepted into one that a session may use.
 // The handshake, if there is one, is still to be done.
@@ -326,7 +341,8 @@ func (c *workerConfig) secure(conn net.Conn) (net.Conn, error) {
 	if c.tls == nil {
 		return conn, c.checkPlaintext(conn)
 	}
-	return &promptConn{tlsConn: c.tlsServer(c, withRoom(conn))}, nil
+	below := newBelowTLS(conn)
+	return &promptConn{tlsConn: c.tlsServer(c, below), below: below}, nil
 }
 
 // handshake completes the handshake of a connection that a worker accepted, and
@@ -351,7 +367,11 @@ func (s *workerSession) handshake(deadline time.Time) error {
 	case isTimeout(err):
 		return faultf(codeTimeout, "no TLS handshake within %v", config.handshakeTimeout)
 	default:
-		s.wire.refuse(conn.NetConn(), err)
+		raw := conn.NetConn()
+		if conn.below != nil {
+			raw = conn.below.Conn
+		}
+		s.wire.refuse(raw, err)
 		return newHandshakeError(err)
 	}
 	state := conn.ConnectionState()
@@ -391,8 +411,9 @@ func (c *wire) refuse(raw net.Conn, why error) {
 // may: crypto/tls itself gives a peer that does not read 5 s for each goodbye.
 type promptConn struct {
 	tlsConn
-	mu sync.Mutex // guards following
-	by time.Time  // when all must be over; zero before SetDeadline
+	below *belowTLS  // nil if the connection came with its TLS, and tells of whole records only
+	mu    sync.Mutex // guards following
+	by    time.Time  // when all must be over; zero before SetDeadline
 }
 
 // SetDeadline is called by a wire that ends. One that does not end sets its read

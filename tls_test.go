@@ -396,6 +396,38 @@ func TestTLSEndsWithinASecondThoughThePeerDoesNotRead(t *testing.T) {
 	})
 }
 
+// trickle is what 8 KiB a second come through.
+type trickle struct{ net.Conn }
+
+func (c trickle) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b[:min(len(b), 100)])
+	time.Sleep(time.Duration(n) * time.Second / (8 << 10))
+	return n, err
+}
+
+// On this link a record of TLS takes longer to arrive than a worker may be silent,
+// and is no silence: bytes of it come all the time.
+func TestALongOutputOnASlowLinkIsNoSilence(t *testing.T) {
+	forWorker, forCoordinator := bothConfigs(t)
+	for _, test := range []struct {
+		worker      []WorkerOption
+		coordinator []CoordinatorOption
+	}{{}, {[]WorkerOption{WithTLS(forWorker)}, []CoordinatorOption{WithTLS(forCoordinator)}}} {
+		synctest.Test(t, func(t *testing.T) {
+			cl := newCluster(t)
+			cl.worker("a:1", func(context.Context, Task) (string, error) { return strings.Repeat("x", 200<<10), nil }, test.worker...)
+			report, err := cl.coordinator(append(test.coordinator, WithWorkers("a", "a:1"), WithHeartbeat(500*ms, 1500*ms),
+				WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+					conn, err := cl.dial(ctx, network, addr)
+					return trickle{conn}, err
+				}))...).Run(t.Context(), mustParse(t, "a1"))
+			if err != nil || report.Results[0].Attempts != 1 {
+				t.Errorf("in %d attempts: %v", report.Results[0].Attempts, err)
+			}
+		})
+	}
+}
+
 // expandLabel is HKDF-Expand-Label of RFC 8446, with SHA-256.
 func expandLabel(t *testing.T, secret []byte, label string, n int) []byte {
 	t.Helper()

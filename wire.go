@@ -186,6 +186,9 @@ func newWire(conn net.Conn, source source) *wire {
 		born:   time.Now(),
 	}
 	c.in = lineReader{src: listening{c}, limit: greetingLimit}
+	if secured, ok := conn.(*promptConn); ok && secured.below != nil {
+		secured.below.heard = c.hear
+	}
 	return c
 }
 
@@ -200,10 +203,15 @@ func (l listening) Read(p []byte) (int, error) {
 	l.c.midRead.Store(l.c.in.begun() > chunkBytes)
 	n, err := l.c.conn.Read(p)
 	if n > 0 {
-		l.c.heard.Store(int64(l.c.age()))
-		l.c.probed.Store(0)
+		l.c.hear()
 	}
 	return n, err
+}
+
+// hear notes a sign of life.
+func (c *wire) hear() {
+	c.heard.Store(int64(c.age()))
+	c.probed.Store(0)
 }
 
 // ping sends a PING.

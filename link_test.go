@@ -662,3 +662,33 @@ func TestALostWorkerIsDialledThoughNoTaskWaits(t *testing.T) {
 		}
 	})
 }
+
+// mutedConn takes nothing. Who would wait for an answer for longer than last words
+// take waits until that is known.
+type mutedConn struct{ net.Conn }
+
+var errMuted = errors.New("nothing gets through")
+
+func (mutedConn) Write([]byte) (int, error) { return 0, errMuted }
+
+func (c mutedConn) SetReadDeadline(t time.Time) error {
+	if time.Until(t) > lastWordsTimeout {
+		synctest.Wait()
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+// Nobody waits for an answer to a greeting that could not be written, and what is
+// said is why it could not.
+func TestAGreetingThatCannotBeWrittenAwaitsNoAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer server.Close()
+		c := newTestCoordinator(t, WithWorkers("a", "a:1"), WithWorkerWait(0),
+			WithDialer(func(context.Context, string, string) (net.Conn, error) { return mutedConn{client}, nil }))
+		report, err := c.Run(t.Context(), tasksOf("a", 1))
+		if !errors.Is(err, errMuted) || report.Elapsed > lastWordsTimeout {
+			t.Errorf("after %v: %v", report.Elapsed, err)
+		}
+	})
+}

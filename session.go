@@ -94,9 +94,9 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 	}
 	s.wire.sendFirst(greeting) // a worker may say WELCOME and PING without waiting for it
 	r.sessions.Go(func() error { s.write(); return nil })
-	conn.SetReadDeadline(deadline)
+	s.wire.setReadDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	err = s.greet()
+	err = s.greet(deadline)
 	if !stop() {
 		err = context.Cause(ctx)
 	}
@@ -111,9 +111,9 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 	return s, nil
 }
 
-// greet reads WELCOME. A *ProtocolError that it returns is this side's finding
-// unless it is Remote.
-func (s *session) greet() error {
+// greet reads WELCOME, which is to come by deadline. A *ProtocolError that it
+// returns is this side's finding unless it is Remote.
+func (s *session) greet(deadline time.Time) error {
 	var m message
 	err := s.wire.read(&m)
 	var fault *ProtocolError
@@ -121,7 +121,7 @@ func (s *session) greet() error {
 	switch {
 	case alert != nil:
 		return alert
-	case isTimeout(err):
+	case isTimeout(err) && !time.Now().Before(deadline): // before that, the writer has failed, and says why
 		return faultf(codeTimeout, "no WELCOME within %v", s.run.config.handshakeTimeout)
 	case errors.As(err, &fault) && fault.Code == codeSyntax:
 		return faultf(codeProtocol, "it does not speak %s: %s", protocolVersion, fault.Text)

@@ -38,9 +38,9 @@ func (a *allowance) note(v verb) error {
 	case 0:
 		a.since = time.Now()
 	case allowanceMost:
-		now := time.Now()
-		a.used -= int(min(now.Sub(a.since)/allowanceUnit, allowanceMost))
-		a.since = now
+		units := time.Since(a.since) / allowanceUnit
+		a.used -= int(min(units, allowanceMost))
+		a.since = a.since.Add(units * allowanceUnit) // what is left of a unit counts the next time
 	}
 	if a.used == allowanceMost {
 		return faultf(codeFlood, "%s after %d lines that bring no work along", v, allowanceMost)

@@ -104,6 +104,33 @@ func TestAnAllowanceIsRenewedByWorkAndTime(t *testing.T) {
 			time.Sleep(allowanceUnit)
 		}
 	})
+	synctest.Test(t, func(t *testing.T) { // as many lines in as much time, at uneven intervals
+		var a allowance
+		for i := range 2 * allowanceMost {
+			if err := a.note(verbPing); err != nil {
+				t.Fatalf("line %d: %v", i, err)
+			}
+			if i >= allowanceMost-1 {
+				time.Sleep(allowanceUnit/2 + time.Duration(i%2)*allowanceUnit)
+			}
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // time that brings more than there is room for is lost
+		var a allowance
+		for range 2 {
+			for range allowanceMost {
+				if err := a.note(verbPing); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(time.Hour)
+		}
+		for i := 0; a.note(verbPing) == nil; i++ {
+			if i == allowanceMost {
+				t.Fatal("there is no end")
+			}
+		}
+	})
 }
 
 // Two sides that ping as often as they may be told to do not flood each other.

@@ -30,7 +30,7 @@ func TestErrorsEscapeAndShortenWhatTheyTell(t *testing.T) {
 			&WorkerError{Category: s, Addr: s, Err: foreign}, &WorkerError{Category: s, Addr: s, Worker: s, Err: &ProtocolError{Code: s, Text: s}},
 			&RunError{Err: &TaskError{Task: task, Worker: s, Attempt: 1, Outcome: Failed, Err: &RemoteError{Kind: KindError, Text: s}}},
 			&RunError{Err: &WorkerError{Category: s, Addr: s, Worker: s, Err: foreign}},
-			&sessionError{s, foreign}, &canceledError{s}, &handshakeError{text: s},
+			&sessionError{s, foreign}, &servingError{s, foreign}, &canceledError{s}, &handshakeError{text: s},
 		} {
 			harmless(t, err.Error(), most)
 		}

@@ -185,8 +185,21 @@ func (w *Worker) ListenAndServe(ctx context.Context, addr string) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
-	return fmt.Errorf("taskexec: worker %s: %w", quoteUnlessPlain(w.config.name), err)
+	return &servingError{w.config.name, err}
 }
+
+// A servingError is why a worker cannot listen, or serves no more. The system
+// repeats the address in it, which may come from anywhere.
+type servingError struct {
+	worker string
+	err    error
+}
+
+func (e *servingError) Error() string {
+	return "taskexec: worker " + quoteUnlessPlain(e.worker) + ": " + plainText(unprefixed(e.err))
+}
+
+func (e *servingError) Unwrap() error { return e.err }
 
 // Serve accepts sessions from ln until the worker is shut down, ctx ends or ln
 // fails. It closes ln, and it always waits for its sessions and handlers.
@@ -227,7 +240,7 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) (err error) {
 	defer sessions.Wait()
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	fail := func(err error) error {
-		err = fmt.Errorf("taskexec: worker %s: %w", quoteUnlessPlain(w.config.name), err)
+		err = &servingError{w.config.name, err}
 		cancel(err)
 		return err
 	}

@@ -2142,6 +2142,7 @@ func TestListenAndServeRefusesABadAddress(t *testing.T) {
 		{"unix:w.sock", "must be absolute", "it would depend on the directory"},
 		{"127.0.0.1:99999", "worker w: listen tcp", "no such port"},
 		{"unix:/nonexistent/w.sock", "worker w: listen unix", "no such directory"},
+		{"unix:/nonexistent/\x1b[2J", `worker w: listen unix /nonexistent/\x1b[2J: `, "a terminal would be cleared"},
 	} {
 		err := NewWorker(parrot, WithName("w")).ListenAndServe(t.Context(), c.addr)
 		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "taskexec: ") {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"net"
 	"os"
@@ -1823,29 +1824,34 @@ func (c *halfConn) SetReadDeadline(t time.Time) error {
 }
 
 func TestSilentStrangerHoldsUpADrainForASecondAtMost(t *testing.T) {
-	for _, reads := range []bool{true, false} {
-		synctest.Test(t, func(t *testing.T) {
-			w := NewWorker(parrot)
-			client, server := net.Pipe()
-			defer client.Close()
-			returned := make(chan error, 1)
-			go func() { returned <- w.ServeConn(t.Context(), &halfConn{Conn: server}) }()
-			synctest.Wait()
-			if reads {
-				p := newPeer(t, client)
-				go p.expect("ERROR closing the worker is shutting down")
-			}
-			start := time.Now()
-			if err := w.Shutdown(t.Context()); err != nil {
-				t.Errorf("Shutdown: %v", err)
-			}
-			if d := time.Since(start); d > lastWordsTimeout {
-				t.Errorf("Shutdown took %v", d)
-			}
-			if err := <-returned; reads && err != nil {
-				t.Errorf("ServeConn returned %v, want nil: the session has drained", err)
-			}
-		})
+	forWorker, _ := bothConfigs(t)
+	for _, opts := range [][]WorkerOption{nil, {WithTLS(forWorker)}} {
+		for _, reads := range []bool{true, false} {
+			synctest.Test(t, func(t *testing.T) {
+				log := newLogRecorder(slog.LevelWarn)
+				w := NewWorker(parrot, append(opts, WithLogger(slog.New(log)))...)
+				client, server := net.Pipe()
+				defer client.Close()
+				returned := make(chan error, 1)
+				go func() { returned <- w.ServeConn(t.Context(), &halfConn{Conn: server}) }()
+				synctest.Wait()
+				if reads && opts == nil {
+					p := newPeer(t, client)
+					go p.expect("ERROR closing the worker is shutting down")
+				}
+				start := time.Now()
+				if err := w.Shutdown(t.Context()); err != nil {
+					t.Errorf("Shutdown: %v", err)
+				}
+				if d := time.Since(start); d > lastWordsTimeout {
+					t.Errorf("Shutdown took %v", d)
+				}
+				if err := <-returned; err != nil {
+					t.Errorf("ServeConn returned %v, want nil: the session has drained", err)
+				}
+				log.expectLines(t, nil) // the stranger is not to blame
+			})
+		}
 	}
 }
 

@@ -112,7 +112,7 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) (err error) {
 		return context.Cause(ctx)
 	case madeRoom:
 		return &sessionError{w.config.name, errMadeRoom}
-	case finished && writeErr == nil:
+	case finished && (writeErr == nil || s.seen == sessionNew): // a stranger loses nothing that was not written
 		return nil
 	case errors.As(readErr, &said):
 		return &sessionError{w.config.name, said}

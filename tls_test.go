@@ -340,6 +340,33 @@ func TestLookingWhetherAPortIsOpenIsNoFault(t *testing.T) {
 	}
 }
 
+// A peer need not say goodbye to TLS; but an end inside a line is told, whether TLS
+// ends with it or not.
+func TestTLSMayEndWithoutAGoodbye(t *testing.T) {
+	forWorker, forCoordinator := bothConfigs(t)
+	for _, begun := range []string{"", "RUN 1 1"} {
+		for _, notify := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				client, server := net.Pipe()
+				defer client.Close()
+				served := make(chan error, 1)
+				go func() { served <- NewWorker(parrot, WithTLS(forWorker)).ServeConn(t.Context(), server) }()
+				conn := tls.Client(client, forCoordinator)
+				mutePeer(t, conn)
+				io.WriteString(conn, begun)
+				if notify {
+					conn.CloseWrite()
+				} else {
+					client.Close()
+				}
+				if err := <-served; errors.Is(err, errTorn) != (begun != "") || begun == "" && err != nil {
+					t.Errorf("after %q, with close_notify %v: %v", begun, notify, err)
+				}
+			})
+		}
+	}
+}
+
 // mutePeer completes a handshake, exchanges greetings, and reads only what it
 // is told to.
 func mutePeer(t *testing.T, conn net.Conn) *peer {

@@ -41,15 +41,17 @@ func WithInsecure() Option {
 
 // errNoDeadlines is why a connection is refused that cannot be told when to give
 // up: whoever waits for its other side could wait for ever.
-var errNoDeadlines = errors.New("taskexec: the connection takes no deadlines; use one whose SetDeadline works")
+var errNoDeadlines = errors.New("taskexec: the connection takes no deadlines; use one whose SetDeadline, SetReadDeadline and SetWriteDeadline work")
 
-// checkDeadlines refuses conn if it takes no deadlines.
+// checkDeadlines refuses conn if it does not take deadlines of all kinds.
 func checkDeadlines(conn net.Conn) error {
-	err := conn.SetDeadline(time.Time{})
-	if err == nil || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) { // of a closed one, reading says why
-		return nil
+	for _, set := range []func(time.Time) error{conn.SetDeadline, conn.SetReadDeadline, conn.SetWriteDeadline} {
+		err := set(time.Time{})
+		if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, io.ErrClosedPipe) { // of a closed one, reading says why
+			return fmt.Errorf("%w: %w", errNoDeadlines, err)
+		}
 	}
-	return fmt.Errorf("%w: %w", errNoDeadlines, err)
+	return nil
 }
 
 // checkPlaintext refuses conn, which is without TLS, unless it may be without.

@@ -263,6 +263,38 @@ func (endlessConn) SetDeadline(time.Time) error      { return os.ErrNoDeadline }
 func (endlessConn) SetReadDeadline(time.Time) error  { return os.ErrNoDeadline }
 func (endlessConn) SetWriteDeadline(time.Time) error { return os.ErrNoDeadline }
 
+// patientConn takes no deadline for reading alone.
+type patientConn struct{ net.Conn }
+
+func (patientConn) SetReadDeadline(time.Time) error { return os.ErrNoDeadline }
+
+// busyConn takes no deadline for writing alone.
+type busyConn struct{ net.Conn }
+
+func (busyConn) SetWriteDeadline(time.Time) error { return os.ErrNoDeadline }
+
+func TestAConnectionThatTakesOnlySomeDeadlinesIsRefused(t *testing.T) {
+	for _, conn := range []func(net.Conn) net.Conn{
+		func(c net.Conn) net.Conn { return patientConn{c} }, func(c net.Conn) net.Conn { return busyConn{c} },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			cl := newCluster(t)
+			cl.script("a:1", func(p *peer) { // it is silent for ever
+				io.Copy(io.Discard, p.in)
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour) // or the run would go on for ever
+			defer cancel()
+			report, err := cl.coordinator(WithWorkers("a", "a:1"), WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+				dialed, err := cl.dial(ctx, network, addr)
+				return conn(dialed), err
+			})).Run(ctx, mustParse(t, "a1"))
+			if !errors.Is(err, os.ErrNoDeadline) || report.Elapsed > 0 {
+				t.Errorf("Run returned %v after %v", err, report.Elapsed)
+			}
+		})
+	}
+}
+
 func TestAConnectionWithoutDeadlinesIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, server := net.Pipe()

@@ -74,6 +74,8 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 	if err != nil {
 		if ctx.Err() == nil && dialCtx.Err() != nil {
 			err = fmt.Errorf("no connection within %v: %w", timeout, err)
+		} else if handshake := newHandshakeError(err); handshake.stays { // of a dialer that brings TLS
+			err = handshake
 		}
 		return nil, s.fail(err)
 	}

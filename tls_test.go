@@ -836,6 +836,8 @@ func TestTLSOnOneSideOnlyIsSaid(t *testing.T) {
 	}{
 		{"the worker has it", []WorkerOption{WithTLS(forWorker)}, nil, "this worker expects TLS; the coordinator needs WithTLS"},
 		{"the coordinator has it", nil, []CoordinatorOption{WithTLS(forCoordinator)}, "the other side does not speak TLS; it needs WithTLS too"},
+		{"the coordinator's dialer has it", nil, []CoordinatorOption{WithDialer((&tls.Dialer{Config: forCoordinator}).DialContext)},
+			"the other side does not speak TLS; it needs WithTLS too"},
 	} {
 		ln := listenTCP(t)
 		serveTest(t, ln, nil, parrot, test.worker...)

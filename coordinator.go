@@ -65,9 +65,9 @@ func NewCoordinator(opts ...CoordinatorOption) (*Coordinator, error) {
 // through the stages of its order: no task of a stage is sent before every
 // task of the stage before it has its outcome. WithOnFailure says what happens
 // when a task is not Done; by default its stage still runs to its end, and
-// later stages are Skipped. An empty list succeeds without dialling.
+// later stages are Skipped. An empty list succeeds without dialing.
 //
-// A worker that is lost is dialled again for as long as the run goes on. What
+// A worker that is lost is dialed again for as long as the run goes on. What
 // was in flight to it is sent again, to it or to another worker of the
 // category, unless WithAtMostOnce forbids it; a task that was lost is then sent
 // with little else in flight, and when it was lost three times like that, it is

@@ -74,7 +74,7 @@ func (l *link) keep(ctx context.Context, s *session) {
 // follow connects again after s, whose worker takes no more tasks.
 func (l *link) follow(ctx context.Context, s *session) *session {
 	// A worker that greets and is lost again before it has executed anything
-	// is not dialled any faster than one that does not greet, unless it was there
+	// is not dialed any faster than one that does not greet, unless it was there
 	// for longer than the longest wait between two dials.
 	if s.reported() || s.wire.age() > defaultBackoff.most {
 		l.failures = 0
@@ -118,10 +118,10 @@ func (s *session) startFollower() {
 		next := l.follow(ctx, s)
 		switch soon := time.Now().Add(defaultBackoff.slot(l.failures)); {
 		case next != nil:
-		case l.slotEnds.Equal(slotEnds): // it has not dialled
+		case l.slotEnds.Equal(slotEnds): // it has not dialed
 			l.failures = failures
 		case soon.Before(l.slotEnds):
-			// However long the follower has dialled in vain, a worker that is started
+			// However long the follower has dialed in vain, a worker that is started
 			// again when s is over is found soon.
 			l.slotEnds = soon
 		}

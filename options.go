@@ -267,7 +267,7 @@ func WithAtMostOnce() CoordinatorOption {
 
 // WithWorkerWait bounds how long a run waits for workers: at its start for each
 // that cannot be reached, and later while all workers of a category are gone
-// and tasks wait for one. Meanwhile they are dialled again, with a backoff of
+// and tasks wait for one. Meanwhile they are dialed again, with a backoff of
 // 100 ms, doubled up to 10 s, with full jitter. The first dial of each may take
 // as long as WithHandshakeTimeout says, whatever d is. The default is 30 s; 0
 // means not to wait. A negative d panics.

@@ -264,7 +264,7 @@ func serverName(addr string) string {
 	return host
 }
 
-// secure turns a connection that was dialled into one that a session may use. The
+// secure turns a connection that was dialed into one that a session may use. The
 // error is a *handshakeError if there is TLS. ctx bounds the handshake; the
 // caller closes conn after an error.
 func (c *coordinatorConfig) secure(ctx context.Context, conn net.Conn, addr, category string) (net.Conn, error) {

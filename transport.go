@@ -29,7 +29,7 @@ func (e *insecureError) Unwrap() error { return ErrInsecureTransport }
 var errPeersUnseen = errors.New("taskexec: WithPeers: a peer is known by its certificate, and there is none without TLS; add WithTLS")
 
 // WithInsecure allows plaintext that can leave this machine, for listening and
-// for dialling. By default it is refused with ErrInsecureTransport: a worker
+// for dialing. By default it is refused with ErrInsecureTransport: a worker
 // executes what it is sent, so whoever can connect to it can make it do so.
 // Loopback addresses, unix sockets and connections that are not TCP, such as a
 // net.Pipe, never need it, nor does TLS. What counts is the address that was
@@ -103,7 +103,7 @@ func (c *workerConfig) checkBound(ln net.Listener) error {
 }
 
 // checkAddr refuses an address of WithWorkers that can only be reached over the
-// network. For a host name that is not known before it is dialled.
+// network. For a host name that is not known before it is dialed.
 func (c *coordinatorConfig) checkAddr(addr string) error {
 	network, address, err := splitAddr(addr)
 	if err != nil || network == "unix" || c.insecure || c.tls != nil || c.dial != nil {

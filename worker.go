@@ -420,7 +420,7 @@ type WorkerStats struct {
 	Waiting  int   // tasks received and not started
 	Done     int64 // handlers that have returned an output
 	Failed   int64 // handlers that have returned an error or panicked
-	Greeted  int64 // sessions so far, those of a run that dialled again included
+	Greeted  int64 // sessions so far, those of a run that dialed again included
 	Repeated int64 // tasks received that some worker had been sent before
 	Returned int64 // tasks given back unstarted
 	Lost     int64 // tasks in flight when their session was lost

@@ -15,7 +15,7 @@ import (
 
 // Of grpc-go, a bidirectional stream to each worker. Its messages are bytes
 // that no schema encodes, and its windows and buffers are wider than by default:
-// both are in its favour.
+// both are in its favor.
 
 const (
 	grpcWindowBytes = 4 << 20

@@ -47,18 +47,25 @@ func play(name string) error {
 	if !ok {
 		return fmt.Errorf("there is no role %q", name)
 	}
+	asked := make(chan struct{})
+	go func() { // from the beginning: what a role has to do may take long
+		in := bufio.NewScanner(os.Stdin)
+		for in.Scan() {
+			asked <- struct{}{}
+		}
+		os.Exit(0)
+	}()
 	addr, err := start(flag.Args())
 	if err != nil {
 		return err
 	}
 	fmt.Println(addr)
-	in := bufio.NewScanner(os.Stdin)
-	for in.Scan() {
+	for range asked {
 		if err := json.NewEncoder(os.Stdout).Encode(ownUsage()); err != nil {
 			return err
 		}
 	}
-	return in.Err()
+	return nil
 }
 
 // A usage is what a process has used up so far.

@@ -458,7 +458,7 @@ func TestOnFailureSaysWhatBecomesOfTheRest(t *testing.T) {
 	}{
 		{"finish", "category", "a1 Failed a2 Done b1 Skipped", "the stage is that of category a"},
 		{"finish", "input", "a1 Failed b1 Skipped a2 Skipped", "each task is a stage"},
-		{"soon", "input", "a1 Failed b1 Skipped a2 Skipped", "nothing is started after it"},
+		{"soon", "category", "a1 Failed a2 Skipped b1 Skipped", "nothing is started after it, in its own stage either"},
 		{"keep", "category", "a1 Failed a2 Done b1 Done", "all are tried"},
 	} {
 		p := start(t, build(t, "coordinator"), strings.NewReader("a1 b1 a2"), "-input", "-", "-a", addr, "-b", addr,

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -109,7 +110,8 @@ func (r *simRun) check(harm bool) {
 
 	// A run that nothing stops ends by its tasks alone.
 	var redials, losses, retries int
-	failed := simNever // when the first task was not Done
+	failed := simNever    // when the first task was not Done
+	blamed := math.MaxInt // the first stage with a task that is neither Done nor Skipped
 	var counts Counts
 	for i := range r.tasks {
 		res, ok := results[i]
@@ -129,6 +131,9 @@ func (r *simRun) check(harm bool) {
 		}
 		if len(done) > 0 && res.Outcome != Done {
 			failed = min(failed, done[0].at)
+		}
+		if res.Outcome != Done && res.Outcome != Skipped {
+			blamed = min(blamed, r.stageOf(i))
 		}
 		if len(done) == 0 && res.Attempts > 0 {
 			r.fail("I7: the observer has not heard of task %d, which is %v", i, res.Outcome)
@@ -150,6 +155,22 @@ func (r *simRun) check(harm bool) {
 		}
 		if rep.Troubles.Losses != losses || rep.Troubles.Retries != retries || rep.Troubles.Redials != redials {
 			r.fail("the report counts %+v, and its results and sessions %d losses, %d retries, %d redials", rep.Troubles, losses, retries, redials)
+		}
+		for _, category := range rep.Categories {
+			var counts Counts
+			attempts, sent := 0, 0
+			for _, res := range rep.Results {
+				if res.Task.Category == category.Category {
+					counts.add(res.Outcome)
+					attempts += res.Attempts
+				}
+			}
+			for _, w := range category.Workers {
+				sent += w.Sent
+			}
+			if category.Counts != counts || category.Waiting != 0 || category.InFlight != 0 || sent != attempts {
+				r.fail("the report says %+v of a category whose results are %+v after %d attempts", category, counts, attempts)
+			}
 		}
 	}
 
@@ -204,6 +225,21 @@ func (r *simRun) check(harm bool) {
 	}
 	if !halted && c.OnFailure == KeepGoing && counts.Skipped+counts.Canceled > 0 {
 		r.fail("KeepGoing: %+v, though nothing stopped the run: %v", counts, r.err)
+	}
+	for i, res := range results {
+		stage := r.stageOf(i)
+		if res.Outcome == Skipped && !halted && (stage < blamed || stage == blamed && c.OnFailure == FinishStage) {
+			r.fail("%v: task %d of stage %d is Skipped (%v), though nothing stopped the run before that stage was over", c.OnFailure, i, stage, res.Err)
+		}
+	}
+	if canceled && s.hurried.Err() == nil {
+		// Whoever makes the tasks and takes the results may need a while, and so
+		// do the last words to workers.
+		at := max(min(r.plan.CancelAt, r.left), r.began)
+		late := at + c.CancelGrace + 2*lastWordsTimeout + time.Duration(1+len(r.tasks))*(r.plan.Consume+r.plan.Produce)
+		if r.ended > late {
+			r.fail("the run was canceled at %v, and ended at %v, though the grace is %v", at, r.ended, c.CancelGrace)
+		}
 	}
 }
 
@@ -379,12 +415,19 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 		settled = done[0].at
 	}
 
-	var executed, failures, lostSurely, lostPerhaps int
+	var executed, failures, failuresPerhaps, lostSurely, lostPerhaps int
 	for i, a := range attempts {
 		how, at, sure := a.fate()
 		last := i == len(attempts)-1
-		if a.execution != nil {
+		if e := a.execution; e != nil {
 			executed++
+			// On the wire a time is a number of milliseconds.
+			limit := cmp.Or(plan.Timeout, c.TaskTimeout)
+			limit = (limit + time.Millisecond - 1).Truncate(time.Millisecond)
+			took := e.until - e.from
+			if limit > 0 && e.obeys && took > limit || e.verdict == "timed out" && took != limit {
+				r.fail("attempt %d of task %d has a time of %v, and its execution is %+v", a.attempt, task, limit, e)
+			}
 		}
 		switch {
 		case !sure:
@@ -401,6 +444,9 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 				r.fail("at most once: task %d was sent again after attempt %d was lost", task, a.attempt)
 			}
 		}
+		if a.report != nil && a.report.verb == "FAIL" {
+			failuresPerhaps++
+		}
 		if how != "report" || !sure || at > settled {
 			continue
 		}
@@ -414,6 +460,8 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 			}
 			if e == nil || running || e.verdict != "done" {
 				r.fail("attempt %d of task %d was reported as done, and its execution is %+v", a.attempt, task, e)
+			} else if took := e.until - e.from; last && res.Executed != (took+time.Microsecond-1).Truncate(time.Microsecond) {
+				r.fail("task %d was executed for %v, says its result, and its execution is %+v", task, res.Executed, e)
 			}
 		case "RETURN":
 			if e != nil {
@@ -444,8 +492,12 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 			if a.report.kind == KindFinal && !last {
 				r.fail("WithRetry: task %d was tried again, though its handler said that is of no use", task)
 			}
-			if e != nil && a.report.kind == KindError && plan.Kind == simDoRetryAfter && !last && attempts[i+1].taken < at+plan.After {
+			wish := e != nil && a.report.kind == KindError && plan.Kind == simDoRetryAfter
+			if wish && !last && attempts[i+1].taken < at+plan.After {
 				r.fail("RetryAfter: attempt %d of task %d came %v after the last, want %v", a.attempt+1, task, attempts[i+1].taken-at, plan.After)
+			}
+			if delay, ok := s.delays[at]; !wish && !last && (!ok || attempts[i+1].taken < at+delay) {
+				r.fail("WithRetry: attempt %d of task %d came %v after the last, want %v", a.attempt+1, task, attempts[i+1].taken-at, delay)
 			}
 		}
 	}
@@ -497,6 +549,8 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 			s.met[simTooLong] = true
 		case !(reported() && final.report.verb == "FAIL") && !halted && c.OnFailure != StopSoon:
 			r.fail("I5: task %d is Failed (%v) at %v, and its last attempt %+v", task, res.Err, settled, final)
+		case failuresPerhaps < most && !halted && c.OnFailure != StopSoon && remote.Kind != KindFinal && remote.Kind != KindOutput && (remote.Kind != KindPanic || c.Retry.Panics):
+			r.fail("WithRetry: task %d is Failed (%v) after %d failures, want %d", task, res.Err, failuresPerhaps, most)
 		}
 	case Canceled:
 		if !canceled || !reported() {
@@ -514,7 +568,7 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 		switch {
 		case res.Losses == 0:
 			r.fail("task %d is Unknown without a loss: %v", task, res.Err)
-		case struck && res.Losses < maxStrikes:
+		case struck && res.Losses != 1+maxStrikes:
 			r.fail("task %d is given up after %d losses: %v", task, res.Losses, res.Err)
 		case !struck && !c.AtMostOnce && !halted && c.OnFailure != StopSoon:
 			r.fail("task %d is Unknown after %d losses, and might have been tried again: %v", task, res.Losses, res.Err)

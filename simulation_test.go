@@ -474,7 +474,8 @@ type simulation struct {
 	met       [simFaults]bool
 	verbose   bool // PING and PONG are traced too
 	runIDs    map[string]*simRun
-	jitters   map[time.Duration]uint64 // calls so far at a time
+	jitters   map[time.Duration]uint64        // calls so far at a time
+	delays    map[time.Duration]time.Duration // the shortest that was drawn at a time
 }
 
 // A simTraced is a line of the trace: a text, or what was said over a
@@ -623,7 +624,11 @@ func (s *simulation) jitter(c *simCoordinatorPlan) func(most time.Duration) time
 		seen[most.Round(10*time.Microsecond)] = true
 		now := s.network.since()
 		s.jitters[now]++
-		return simDuration(rand.New(rand.NewPCG(s.plan.Seed, uint64(now)+s.jitters[now])), most)
+		delay := simDuration(rand.New(rand.NewPCG(s.plan.Seed, uint64(now)+s.jitters[now])), most)
+		if least, ok := s.delays[now]; !ok || delay < least {
+			s.delays[now] = delay
+		}
+		return delay
 	}
 }
 
@@ -775,11 +780,17 @@ func (l *simLife) start(ctx context.Context) {
 	}
 	s.tracef("*** worker %s starts", p.name)
 	s.processes = append(s.processes, p)
+	began := s.network.since()
 	s.network.mu.Unlock()
 	s.serving.Go(func() {
 		err := p.worker.Serve(serveCtx, p.listener)
 		s.network.mu.Lock()
 		s.tracef("*** worker %s has served: %v", p.name, err)
+		drained, canceled := p.worker.isDraining(), serveCtx.Err() != nil
+		tooLate := err == ErrWorkerClosed && s.network.since() == began // it was shut down before it served
+		if p.killed == simNever && !(drained && (err == nil || tooLate) || canceled && err == context.Canceled) {
+			s.fail("Serve: worker %s has served until %v, though drained is %v and canceled %v", p.name, err, drained, canceled)
+		}
 		reborn := p.reborn
 		s.network.mu.Unlock()
 		p.over(ctx, reborn)
@@ -928,7 +939,7 @@ func simOutput(worker string, task, attempt, padding int) string {
 
 // newSimulation makes a world. It must be called in the bubble that it lives in.
 func newSimulation(t *testing.T, plan simPlan) *simulation {
-	s := &simulation{t: t, plan: plan, runIDs: make(map[string]*simRun), jitters: make(map[time.Duration]uint64)}
+	s := &simulation{t: t, plan: plan, runIDs: make(map[string]*simRun), jitters: make(map[time.Duration]uint64), delays: make(map[time.Duration]time.Duration)}
 	s.network = simNetwork{seed: plan.Seed, plan: plan.Network, calm: plan.Calm, holes: make(map[string][]simHole), plain: make(map[string]bool), start: time.Now(), sim: s,
 		listeners: make(map[string]*simListener), dials: make(map[simDial]int), drawn: make(map[string]simConnPlan)}
 	for i := range plan.Workers {
@@ -1124,11 +1135,27 @@ func (s *simulation) simulate() {
 	}
 	s.network.mu.Unlock()
 	for _, p := range processes {
-		if stats := p.worker.Stats(); stats.Sessions > 0 || stats.Running > 0 || stats.Stuck > 0 || stats.Waiting > 0 {
-			s.network.mu.Lock()
+		stats := p.worker.Stats()
+		s.network.mu.Lock()
+		if stats.Sessions > 0 || stats.Running > 0 || stats.Stuck > 0 || stats.Waiting > 0 {
 			s.fail("I8: worker %s is left with %+v", p.name, stats)
-			s.network.mu.Unlock()
 		}
+		var done, failed int64
+		for _, r := range s.runs {
+			for _, e := range r.executions {
+				switch {
+				case e.process != p:
+				case e.verdict == "done":
+					done++
+				default:
+					failed++
+				}
+			}
+		}
+		if p.killed == simNever && (stats.Done != done || stats.Failed != failed) {
+			s.fail("worker %s has executed %d tasks to their end and %d others, and says %+v", p.name, done, failed, stats)
+		}
+		s.network.mu.Unlock()
 	}
 	stopLiving()
 	s.serving.Wait()

@@ -215,6 +215,8 @@ func (r *simRun) check(harm bool) {
 		}
 	}
 	r.checkSessions(attempts, stopped)
+	r.checkStops(attempts, failed, closed)
+	r.checkDismissals(halted)
 	r.checkReturns(attempts, stopped)
 	r.checkStarts(attempts, results)
 
@@ -711,6 +713,108 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) 
 			}
 		}
 	}
+}
+
+// checkStops checks what is said and done when a run is stopped, and when a worker
+// drains: what has not started is taken back, and when the run is canceled, so are
+// the handlers. failed is when the first task was not Done, and closed whether the
+// coordinator was.
+func (r *simRun) checkStops(attempts [][]*simAttempt, failed time.Duration, closed bool) {
+	s, c := r.sim, r.coordinator
+	stops := make(map[string]time.Duration) // by what is said
+	if at := min(r.plan.CancelAt, r.left); at < r.ended {
+		stops["CANCEL"] = at
+	}
+	soft := simNever
+	if c.OnFailure == StopSoon {
+		soft = failed
+	}
+	if closed {
+		soft = min(soft, c.ShutdownAt)
+	}
+	if at, canceled := stops["CANCEL"]; soft < r.ended && !(canceled && at <= soft) {
+		stops["RECALL"] = soft
+	}
+	for _, of := range attempts {
+		for _, a := range of {
+			if a.conn == nil {
+				continue
+			}
+			log := &a.conn.log
+			for verb, at := range stops {
+				out := a.sent < at && (a.report == nil || a.report.at > at) && min(log.lost, log.farewell) > at
+				told := slices.ContainsFunc(log.sent, func(line simLine) bool {
+					return line.verb == verb && line.at >= at && (verb == "CANCEL" || line.task == a.task)
+				})
+				// A connection on which nothing can be said is lost a little later.
+				if out && !told && log.lost > at+lastWordsTimeout+time.Second && !s.met[simWriteWaits] {
+					r.fail("%s: attempt %d of task %d was out over %s at %v, and its worker was not told", verb, a.attempt, a.task, a.conn.name, at)
+				}
+			}
+			e := a.execution
+			if e == nil {
+				continue
+			}
+			for _, line := range log.got {
+				if line.verb == "CANCEL" && (e.from > line.at || e.obeys && e.until > line.at) {
+					r.fail("CANCEL: attempt %d of task %d was canceled at %v, and its execution is %+v", a.attempt, a.task, line.at, e)
+				}
+			}
+			for _, line := range log.said {
+				if line.verb == "DRAIN" && e.from > line.at {
+					r.fail("attempt %d of task %d was started at %v, though its worker had said DRAIN at %v", a.attempt, a.task, e.from, line.at)
+				}
+			}
+		}
+	}
+}
+
+// checkDismissals checks that with WithWorkerShutdown, and only with it, each
+// worker is told to shut down, not before its last task has been sent, and that a
+// goodbye that is missing is an error.
+func (r *simRun) checkDismissals(halted bool) {
+	goodbyes := make(map[*simLife]bool)
+	for _, conn := range r.sim.network.conns {
+		if conn.run != r.number || len(conn.log.bytes) == 0 {
+			continue
+		}
+		life := conn.process.life
+		goodbyes[life] = goodbyes[life] || conn.log.farewell != simNever
+		for _, line := range conn.log.sent {
+			if line.verb != "SHUTDOWN" {
+				continue
+			}
+			if !r.coordinator.Shutdown {
+				r.fail("SHUTDOWN was sent over %s", conn.name)
+			}
+			for at, taken := range r.taken {
+				category := r.plan.Tasks[at[0]].Category
+				if taken > line.at && r.reached(life, category, line.at) == conn.process {
+					r.fail("WithWorkerShutdown: SHUTDOWN was sent over %s at %v, and task %d, which that worker might have executed, at %v", conn.name, line.at, at[0], taken)
+				}
+			}
+		}
+	}
+	if why := fmt.Sprint(r.err); !r.coordinator.Shutdown || halted || strings.Contains(why, "goodbye") || strings.Contains(why, "not told to shut down") {
+		return
+	}
+	for life, said := range goodbyes {
+		if !said {
+			r.fail("WithWorkerShutdown: worker %s has not said goodbye, and the error is %v", life.plan.Name, r.err)
+		}
+	}
+}
+
+// reached is the process that the run knew at a time as that of a worker for a
+// category; nil if there was none yet. After a restart it may not be the one that it
+// knows for another category, which may have another address.
+func (r *simRun) reached(life *simLife, category string, at time.Duration) (process *simProcess) {
+	for _, conn := range r.sim.network.conns {
+		if conn.run == r.number && conn.process.life == life && conn.log.category == category && len(conn.log.bytes) > 0 && conn.log.bytes[0] <= at {
+			process = conn.process
+		}
+	}
+	return process
 }
 
 // long says whether a line longer than a chunk was written, by either side.

@@ -547,6 +547,7 @@ type simExecution struct {
 
 // A simConnLog is what was said over a connection.
 type simConnLog struct {
+	category string        // that HELLO named
 	sent     []simLine     // by the coordinator
 	got      []simLine     // by the worker
 	said     []simLine     // by the worker
@@ -696,6 +697,9 @@ func (s *simulation) logLine(c *simConn, text string, written bool) {
 			s.met[simLeaseOver] = true
 		}
 	case "HELLO":
+		if _, after, ok := strings.Cut(rest, `"category":"`); ok {
+			client.log.category, _, _ = strings.Cut(after, `"`)
+		}
 		for r := range strings.SplitSeq(rest, `"`) {
 			if len(r) == 26 && s.runIDs[r] == nil { // it is the run's id
 				s.runIDs[r] = s.runs[client.run]

@@ -279,6 +279,17 @@ func (r *simRun) allResults(halted bool) map[int]Result {
 			}
 		}
 	}
+	if r.plan.Stream && r.coordinator.Order == Concurrent {
+		before := time.Duration(0)
+		for i, res := range r.results {
+			if done := r.done[res.Index]; len(done) > 0 {
+				if done[0].at < before {
+					r.fail("I3: yield %d is the result of task %d, which had settled before one that was yielded already", i, res.Index)
+				}
+				before = max(before, done[0].at)
+			}
+		}
+	}
 	for i, done := range r.done {
 		res, ok := results[i]
 		if !ok {

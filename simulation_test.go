@@ -529,6 +529,8 @@ type simRun struct {
 	done       map[int][]simDone
 	taken      map[[2]int]time.Duration // by task and attempt: when it was handed to a session
 	opened     map[string]int           // sessions, by address
+	sent       int                      // tasks, each counted once
+	yielded    int                      // results that the consumer of a Stream was given
 }
 
 type simDone struct {
@@ -1009,7 +1011,13 @@ func (s *simulation) observer() Observer {
 	}
 	return Observer{
 		TaskSent: func(i TaskSentInfo) {
-			locked(i.Run, func(r *simRun, now time.Duration) { r.taken[[2]int{i.Index, i.Attempt}] = now })
+			locked(i.Run, func(r *simRun, now time.Duration) {
+				r.taken[[2]int{i.Index, i.Attempt}] = now
+				if i.Attempt == 1 {
+					r.sent++
+				}
+				r.checkBuffer(r.sent, "sent")
+			})
 		},
 		TaskDone: func(i TaskDoneInfo) {
 			locked(i.Run, func(r *simRun, now time.Duration) {
@@ -1050,6 +1058,9 @@ func (r *simRun) run(c *Coordinator) {
 				r.err = err
 				break
 			}
+			r.sim.network.mu.Lock()
+			r.yielded++
+			r.sim.network.mu.Unlock()
 			if len(r.results) == r.plan.LeaveAfter {
 				r.left = r.sim.network.sinceStart()
 				break
@@ -1066,9 +1077,22 @@ func (r *simRun) run(c *Coordinator) {
 	r.sim.tracef("run %d has ended: %v", r.number, r.err)
 }
 
+// checkBuffer checks that no more than WithStreamBuffer says of n tasks have not
+// been yielded. network.mu is held.
+func (r *simRun) checkBuffer(n int, what string) {
+	if held := n - r.yielded; r.plan.Stream && held > r.coordinator.StreamBuffer {
+		r.fail("I10: %d tasks were %s whose results had not been yielded, and the buffer is of %d", held, what, r.coordinator.StreamBuffer)
+	}
+}
+
 func (r *simRun) seq() iter.Seq[Task] {
 	return func(yield func(Task) bool) {
-		for _, task := range r.tasks {
+		for i, task := range r.tasks {
+			if r.coordinator.Order != ByCategory { // which reads all of them first
+				r.sim.network.mu.Lock()
+				r.checkBuffer(i, "read")
+				r.sim.network.mu.Unlock()
+			}
 			sleep(context.Background(), r.plan.Produce)
 			if !yield(task) {
 				return

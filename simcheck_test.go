@@ -20,7 +20,8 @@ type simAttempt struct {
 	taken         time.Duration // when the session took it
 	conn          *simConn      // nil if it was never written
 	sent          time.Duration
-	report        *simLine // that the coordinator heard
+	report        *simLine      // that the coordinator heard
+	got           time.Duration // when the worker read it
 	execution     *simExecution
 	said          *simLine // the report as the worker wrote it
 }
@@ -76,6 +77,29 @@ func (s *simulation) check() {
 	}
 	if len(s.runs) > 1 {
 		s.met[simTwoRuns] = true
+	}
+	s.checkTurns()
+}
+
+// checkTurns checks that a worker's slots go to its sessions in turns: none starts
+// two tasks while one of another's waits all the time and that other starts none.
+func (s *simulation) checkTurns() {
+	for _, p := range s.processes {
+		for _, mine := range p.started {
+			for i := range len(mine) - 1 {
+				from, until := mine[i].execution.from, mine[i+1].execution.from
+				for other, theirs := range p.started {
+					next := slices.IndexFunc(theirs, func(a *simAttempt) bool { return a.execution.from >= from })
+					if next < 0 || other == mine[i].conn {
+						continue
+					}
+					if a := theirs[next]; a.got < from && a.execution.from > until {
+						s.fail("turns: worker %s started two tasks over %s, at %v and %v, while task %d waited over %s from %v until %v",
+							p.name, mine[i].conn.name, from, until, a.task, other.name, a.got, a.execution.from)
+					}
+				}
+			}
+		}
 	}
 }
 
@@ -359,6 +383,11 @@ func (r *simRun) allAttempts() [][]*simAttempt {
 			a.conn, a.sent = c, line.at
 			on[line.task] = append(on[line.task], a)
 		}
+		for _, line := range c.log.got {
+			if a := find(line.task, line.attempt); line.verb == "RUN" && a != nil && a.conn == c {
+				a.got = line.at
+			}
+		}
 		for i := range c.log.said {
 			line := &c.log.said[i]
 			if line.verb != "DONE" && line.verb != "FAIL" && line.verb != "RETURN" {
@@ -410,6 +439,10 @@ func (r *simRun) allAttempts() [][]*simAttempt {
 			r.fail("task %d was sent to %s, and executed by %s", e.task, a.conn.process.name, e.process.name)
 		default:
 			a.execution = e
+			if e.process.started == nil {
+				e.process.started = make(map[*simConn][]*simAttempt)
+			}
+			e.process.started[a.conn] = append(e.process.started[a.conn], a)
 		}
 	}
 	return attempts

@@ -507,6 +507,8 @@ type simProcess struct {
 	killed  time.Duration // simNever until it is
 	reborn  time.Duration // after it has served
 	running int           // handlers
+
+	started map[*simConn][]*simAttempt // filled in when all is over, in order
 }
 
 // A simRun is a call of Run or Stream.

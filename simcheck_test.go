@@ -20,6 +20,7 @@ type simAttempt struct {
 	taken         time.Duration // when the session took it
 	conn          *simConn      // nil if it was never written
 	sent          time.Duration
+	cost          int           // of the window
 	report        *simLine      // that the coordinator heard
 	got           time.Duration // when the worker read it
 	execution     *simExecution
@@ -380,7 +381,7 @@ func (r *simRun) allAttempts() [][]*simAttempt {
 				r.fail("I6: attempt %d of task %d was sent over %s, and was sent before, or nobody took it", line.attempt, line.task, c.name)
 				continue
 			}
-			a.conn, a.sent = c, line.at
+			a.conn, a.sent, a.cost = c, line.at, taskCost(line.size)
 			on[line.task] = append(on[line.task], a)
 		}
 		for _, line := range c.log.got {
@@ -663,7 +664,7 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) 
 		}
 		// A worker that is silent is found to be so in time, and not before.
 		if slack := c.Silence + c.Interval + time.Millisecond; len(log.bytes) > 0 && !conn.plain && s.plan.Network.PerByte == 0 && !s.met[simWriteWaits] {
-			if why := fmt.Sprint(log.lostWhy); strings.Contains(why, "connection lost") || strings.Contains(why, errTorn.Error()) {
+			if why := fmt.Sprint(log.lostWhy); conn.unwritable || strings.Contains(why, "connection lost") || strings.Contains(why, errTorn.Error()) {
 				slack += lastWordsTimeout // it could not write any more, and listened to what was still to come
 			}
 			end := min(log.lost, r.ended, conn.closedAt)
@@ -712,13 +713,14 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) 
 				continue
 			}
 			// How much was out then, this one included.
-			out, suspects := 0, 0
+			out, cost, suspects := 0, 0, 0
 			for _, of := range attempts {
 				for i, a := range of {
 					if a.conn != conn || a.sent > line.at || a.report != nil && a.report.at <= line.at || a.sent == line.at && a.taken > line.at {
 						continue
 					}
 					out++
+					cost += a.cost
 					for _, before := range of[:i] {
 						if how, _, sure := before.fate(); how == "lost" && sure {
 							suspects++
@@ -729,6 +731,10 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) 
 			}
 			if out > limit {
 				r.fail("window: %d tasks were out over %s at %v, with %d slots and a window of %d, at most once %v", out, conn.name, line.at, slots, c.Window, c.AtMostOnce)
+			}
+			s.met[simFullOfBytes] = s.met[simFullOfBytes] || out > 1 && cost > windowBytes/2
+			if out > 1 && cost > windowBytes {
+				r.fail("I10: %d tasks with %d bytes were out over %s at %v, and a window is of %d", out, cost, conn.name, line.at, windowBytes)
 			}
 			if suspects > 0 && out > slots {
 				r.fail("suspects: %d tasks were out over %s at %v, with %d slots, and %d of them had been lost", out, conn.name, line.at, slots, suspects)

@@ -417,6 +417,7 @@ type simConn struct {
 
 	dialed, opened, closedAt    time.Duration // dialed is when that began
 	closed                      bool
+	unwritable                  bool // as a write has found out
 	readDeadline, writeDeadline time.Time
 
 	// The log, kept by the side that dialled.
@@ -502,6 +503,7 @@ func (c *simConn) Write(b []byte) (int, error) {
 			n.mu.Unlock()
 			return written, net.ErrClosed
 		case p.brokenAt <= n.since():
+			c.unwritable = true
 			n.mu.Unlock()
 			return written, errSimReset
 		case !until.IsZero() && !time.Now().Before(until):

@@ -83,6 +83,8 @@ const (
 	simAtMostOnce
 	simRetrying
 	simDismissing
+	simFullOfBytes  // what was in flight took a good part of a window's bytes
+	simOneAddress   // a worker of several categories had one address for all
 	simNothingWrong // nothing of all that is harmful
 
 	// What came of it.
@@ -115,7 +117,7 @@ var simFaultNames = [simFaults]string{
 	simStubborn: "ctx ignored", simCrashed: "crashed its worker", simLongLine: "long line", simTooLong: "too long line",
 	simCanceled: "canceled", simShutDown: "coordinator shut down", simLeft: "consumer left", simTwoRuns: "runs side by side",
 	simStreamed: "Stream", simSlowConsumer: "slow consumer", simByInput: "ByInput", simConcurrent: "Concurrent", simStopSoon: "StopSoon", simKeepGoing: "KeepGoing",
-	simAtMostOnce: "at most once", simRetrying: "WithRetry", simDismissing: "WithWorkerShutdown", simNothingWrong: "nothing wrong",
+	simAtMostOnce: "at most once", simRetrying: "WithRetry", simDismissing: "WithWorkerShutdown", simFullOfBytes: "window full of bytes", simOneAddress: "one address", simNothingWrong: "nothing wrong",
 	simLost: "task lost", simSilence: "silence", simLeaseOver: "lease over", simRedialed: "redialled", simRetried: "retried", simReturned: "returned", simTakenBack: "taken back", simAskedLate: "asked back too late",
 	simTwice: "executed twice", simOverlapped: "executions overlap", simFenced: "late report", simStuck: "stuck",
 	simUnknown: "Unknown", simStruckOut: "struck out", simNoWorker: "no worker", simAllDone: "all Done",
@@ -146,6 +148,7 @@ type simWorkerPlan struct {
 	Name       string
 	Categories []string
 	Declared   bool // the worker itself names them
+	OneAddress bool // for all of them
 	Plain      bool // it offers no heartbeat
 	Slots      int
 	Slower     int // how many times as long as its plan says a task takes here; 0 is 1
@@ -327,6 +330,7 @@ func drawSimPlan(seed uint64) simPlan {
 	}
 	if chance(3) {
 		worker(categories...)
+		p.Workers[len(p.Workers)-1].OneAddress = chance(2)
 	}
 	if breaks && chance(8) { // a rolling restart of all
 		at := simDuration(random, p.Calm)
@@ -344,6 +348,7 @@ func drawSimPlan(seed uint64) simPlan {
 		if c.Order == ByCategory && chance(4) {
 			c.Sequence = slices.Clone(categories)
 			random.Shuffle(len(categories), func(i, j int) { c.Sequence[i], c.Sequence[j] = c.Sequence[j], c.Sequence[i] })
+			c.Sequence = c.Sequence[:1+random.IntN(len(categories))] // the rest follow, sorted
 		}
 		c.OnFailure = []OnFailure{FinishStage, StopSoon, KeepGoing, KeepGoing}[random.IntN(4)]
 		if chance(2) {
@@ -373,6 +378,12 @@ func drawSimPlan(seed uint64) simPlan {
 				r.CancelAt = simDuration(random, p.Calm)
 			}
 			misbehaves := chance(2)
+			// So that windows are full by what is in them. A link that a chunk keeps
+			// busy for as long as a lease is no place for such tasks.
+			heavy := !slow && p.Network.Buffer == 64<<10 && chance(10)
+			if heavy {
+				c.Window, c.Filled = 20, true
+			}
 			for range random.IntN(25) {
 				t := simTaskPlan{Category: categories[random.IntN(len(categories))], Takes: simDuration(random, 40*time.Millisecond)}
 				switch random.IntN(12) {
@@ -405,6 +416,9 @@ func drawSimPlan(seed uint64) simPlan {
 				}
 				if chance(15) || narrow && chance(3) {
 					t.Padding, t.Output = random.IntN(4000), random.IntN(4000)
+				}
+				if heavy && chance(2) {
+					t.Padding, t.Takes = random.IntN(700_000), simDuration(random, 10*time.Millisecond)
 				}
 				if chance(150) && !slow {
 					t.Padding, t.Output = random.IntN(200_000), random.IntN(200_000)
@@ -530,7 +544,7 @@ type simRun struct {
 	executions []*simExecution
 	done       map[int][]simDone
 	taken      map[[2]int]time.Duration // by task and attempt: when it was handed to a session
-	opened     map[string]int           // sessions, by address
+	opened     map[[2]string]int        // sessions, by category and address
 	sent       int                      // tasks, each counted once
 	yielded    int                      // results that the consumer of a Stream was given
 }
@@ -568,6 +582,7 @@ type simLine struct {
 	task, attempt int
 	kind          string
 	text          string
+	size          int // of the whole line
 }
 
 // note takes note of something met. network.mu is held.
@@ -675,7 +690,7 @@ func (s *simulation) logLine(c *simConn, text string, written bool) {
 	if verb != "PING" && verb != "PONG" || s.verbose {
 		s.trace = append(s.trace, simTraced{at, client, direction, text[:min(len(text), 100)]})
 	}
-	line := simLine{at: at, verb: verb}
+	line := simLine{at: at, verb: verb, size: len(text) + len("\n")}
 	number := func() int {
 		var word string
 		word, rest, _ = strings.Cut(rest, " ")
@@ -956,12 +971,13 @@ func newSimulation(t *testing.T, plan simPlan) *simulation {
 		s.network.holes[w.Name] = w.Holes
 		s.network.plain[w.Name] = w.Plain
 		s.met[simPlain] = s.met[simPlain] || w.Plain
+		s.met[simOneAddress] = s.met[simOneAddress] || w.OneAddress && len(w.Categories) > 1
 	}
 	for i := range plan.Coordinators {
 		c := &plan.Coordinators[i]
 		for j := range c.Runs {
 			r := &simRun{sim: s, number: len(s.runs), coordinator: c, plan: &c.Runs[j], left: simNever,
-				done: make(map[int][]simDone), taken: make(map[[2]int]time.Duration), opened: make(map[string]int)}
+				done: make(map[int][]simDone), taken: make(map[[2]int]time.Duration), opened: make(map[[2]string]int)}
 			for k, task := range r.plan.Tasks {
 				r.tasks = append(r.tasks, Task{Category: task.Category, Timeout: task.Timeout,
 					Instruction: fmt.Sprintf("%d %d %s", r.number, k, strings.Repeat("x", task.Padding))})
@@ -972,6 +988,15 @@ func newSimulation(t *testing.T, plan simPlan) *simulation {
 	return s
 }
 
+// simAddr is the address of a worker for a category. Most have one for each, so that
+// it is known what is dialled.
+func simAddr(w *simWorkerPlan, category string) string {
+	if w.OneAddress {
+		return w.Name + ":1"
+	}
+	return fmt.Sprintf("%s-%s:1", w.Name, category)
+}
+
 // options are those of a coordinator.
 func (s *simulation) options(c *simCoordinatorPlan) []CoordinatorOption {
 	options := []CoordinatorOption{WithDialer(s.network.dial), WithOrder(c.Order), WithOnFailure(c.OnFailure), WithWindow(c.Window),
@@ -979,8 +1004,7 @@ func (s *simulation) options(c *simCoordinatorPlan) []CoordinatorOption {
 		WithCancelGrace(c.CancelGrace), WithStreamBuffer(c.StreamBuffer), WithObserver(s.observer())}
 	for _, w := range s.plan.Workers {
 		for _, category := range w.Categories {
-			// An address for each category, so that it is known what is dialled.
-			options = append(options, WithWorkers(category, fmt.Sprintf("%s-%s:1", w.Name, category)))
+			options = append(options, WithWorkers(category, simAddr(&w, category)))
 		}
 	}
 	if c.Sequence != nil {
@@ -1028,13 +1052,13 @@ func (s *simulation) observer() Observer {
 			})
 		},
 		SessionOpened: func(i SessionOpenedInfo) {
-			locked(i.Run, func(r *simRun, now time.Duration) { r.opened[i.Addr]++ })
+			locked(i.Run, func(r *simRun, now time.Duration) { r.opened[[2]string{i.Category, i.Addr}]++ })
 		},
 		SessionLost: func(i SessionLostInfo) {
 			locked(i.Run, func(r *simRun, now time.Duration) {
 				for _, c := range slices.Backward(s.network.conns) {
 					// One that drains is over after the one that follows it has begun.
-					if c.run == r.number && c.addr == i.Addr && c.process.name == i.Worker && c.log.lost == simNever {
+					if c.run == r.number && c.addr == i.Addr && c.log.category == i.Category && c.process.name == i.Worker && c.log.lost == simNever {
 						c.log.lost, c.log.lostWhy = now, i.Err
 						s.tracef("%s is over, goodbye %v: %v", c.name, i.Goodbye, i.Err)
 						break

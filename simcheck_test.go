@@ -104,6 +104,34 @@ func (s *simulation) checkTurns() {
 	}
 }
 
+// checkSnapshots checks that what runs say of themselves adds up.
+func (s *simulation) checkSnapshots(c *Coordinator) {
+	snapshots := c.Snapshot()
+	s.network.mu.Lock()
+	defer s.network.mu.Unlock()
+	for _, snapshot := range snapshots {
+		r := s.runIDs[snapshot.Run]
+		if r == nil {
+			continue // it has not greeted anybody yet
+		}
+		for _, category := range snapshot.Categories {
+			tasks, inFlight := 0, 0
+			for _, task := range r.tasks {
+				if task.Category == category.Category {
+					tasks++
+				}
+			}
+			for _, w := range category.Workers {
+				inFlight += w.InFlight
+			}
+			sum := category.Waiting + category.InFlight + category.Counts.Total()
+			if category.Waiting < 0 || category.InFlight != inFlight || sum > tasks || sum < tasks && !r.plan.Stream {
+				r.fail("of %d tasks of a category a snapshot says %+v", tasks, category)
+			}
+		}
+	}
+}
+
 func (r *simRun) fail(format string, args ...any) {
 	r.sim.fail("run %d: %s", r.number, fmt.Sprintf(format, args...))
 }
@@ -174,6 +202,9 @@ func (r *simRun) check(harm bool) {
 	meet(simLost, losses > 0)
 	meet(simRedialed, redials > 0)
 	meet(simRetried, retries > 0)
+	for category, g := range r.groups {
+		r.fail("a group of category %s is not done: %+v", category, g)
+	}
 	if rep := r.report; rep != nil {
 		if rep.Counts != counts {
 			r.fail("I1: counts %+v, results %+v", rep.Counts, counts)

@@ -547,6 +547,13 @@ type simRun struct {
 	opened     map[[2]string]int        // sessions, by category and address
 	sent       int                      // tasks, each counted once
 	yielded    int                      // results that the consumer of a Stream was given
+	groups     map[string]*simGroup     // that have started and are not done, by category
+}
+
+// A simGroup is what the observer has been told of a group.
+type simGroup struct {
+	since  time.Duration
+	counts Counts
 }
 
 type simDone struct {
@@ -977,7 +984,7 @@ func newSimulation(t *testing.T, plan simPlan) *simulation {
 		c := &plan.Coordinators[i]
 		for j := range c.Runs {
 			r := &simRun{sim: s, number: len(s.runs), coordinator: c, plan: &c.Runs[j], left: simNever,
-				done: make(map[int][]simDone), taken: make(map[[2]int]time.Duration), opened: make(map[[2]string]int)}
+				done: make(map[int][]simDone), taken: make(map[[2]int]time.Duration), opened: make(map[[2]string]int), groups: make(map[string]*simGroup)}
 			for k, task := range r.plan.Tasks {
 				r.tasks = append(r.tasks, Task{Category: task.Category, Timeout: task.Timeout,
 					Instruction: fmt.Sprintf("%d %d %s", r.number, k, strings.Repeat("x", task.Padding))})
@@ -1036,8 +1043,27 @@ func (s *simulation) observer() Observer {
 		}
 	}
 	return Observer{
+		GroupStarted: func(i GroupStartedInfo) {
+			locked(i.Run, func(r *simRun, now time.Duration) {
+				if r.groups[i.Category] != nil {
+					r.fail("a group of category %s started at %v, and the last one was not done", i.Category, now)
+				}
+				r.groups[i.Category] = &simGroup{since: now}
+			})
+		},
+		GroupDone: func(i GroupDoneInfo) {
+			locked(i.Run, func(r *simRun, now time.Duration) {
+				if g := r.groups[i.Category]; g == nil || i.Counts != g.counts || i.Elapsed != now-g.since {
+					r.fail("a group of category %s was done at %v with %+v after %v, and was %+v", i.Category, now, i.Counts, i.Elapsed, g)
+				}
+				delete(r.groups, i.Category)
+			})
+		},
 		TaskSent: func(i TaskSentInfo) {
 			locked(i.Run, func(r *simRun, now time.Duration) {
+				if g := r.groups[i.Task.Category]; g == nil || i.Queued != now-g.since {
+					r.fail("task %d was sent at %v after %v, and its group is %+v", i.Index, now, i.Queued, g)
+				}
 				r.taken[[2]int{i.Index, i.Attempt}] = now
 				if i.Attempt == 1 {
 					r.sent++
@@ -1048,6 +1074,12 @@ func (s *simulation) observer() Observer {
 		TaskDone: func(i TaskDoneInfo) {
 			locked(i.Run, func(r *simRun, now time.Duration) {
 				r.done[i.Result.Index] = append(r.done[i.Result.Index], simDone{now, i.Result})
+				if g := r.groups[i.Result.Task.Category]; g != nil {
+					g.counts.add(i.Result.Outcome)
+				}
+				if sent := r.taken[[2]int{i.Result.Index, i.Result.Attempts}]; i.RoundTrip != 0 && i.RoundTrip != now-sent {
+					r.fail("task %d was sent at %v, and had its outcome at %v after %v", i.Result.Index, sent, now, i.RoundTrip)
+				}
 				s.tracef("    %d/%d is %v after %d attempts and %d losses: %v", r.number, i.Result.Index, i.Result.Outcome, i.Result.Attempts, i.Result.Losses, i.Result.Err)
 			})
 		},
@@ -1161,6 +1193,9 @@ func (s *simulation) simulate() {
 			r := s.runs[number]
 			number++
 			runs.Go(func() { r.run(c) })
+		}
+		for i := range 8 {
+			defer time.AfterFunc(s.plan.Calm*time.Duration(i)/4, func() { s.checkSnapshots(c) }).Stop()
 		}
 		if plan.ShutdownAt != simNever {
 			defer time.AfterFunc(plan.ShutdownAt, func() { c.Shutdown(living) }).Stop()

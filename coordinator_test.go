@@ -1572,23 +1572,57 @@ func TestWorkersAreToldToShutDownAfterAFailedStageButNotAfterACancel(t *testing.
 }
 
 func TestARunLeavesNoTimerBehind(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		cl := newCluster(t)
-		ctx, cancel := context.WithCancel(t.Context())
-		cl.worker("a:1", func(ctx context.Context, task Task) (string, error) {
-			cancel()
-			return until(ctx, task)
+	for _, tt := range []struct {
+		name    string
+		handler func(cancel func()) HandlerFunc
+		timer   func(r *run, q *queue) *time.Timer
+		options []CoordinatorOption
+	}{
+		{"the cancel's grace", func(cancel func()) HandlerFunc {
+			return func(ctx context.Context, task Task) (string, error) {
+				cancel()
+				return until(ctx, task)
+			}
+		}, func(r *run, q *queue) *time.Timer { return r.grace }, nil},
+		{"the next try", func(cancel func()) HandlerFunc {
+			return func(context.Context, Task) (string, error) {
+				time.AfterFunc(time.Second, cancel)
+				return "", RetryAfter(errors.New("not yet"), time.Hour)
+			}
+		}, func(r *run, q *queue) *time.Timer { return q.retry }, []CoordinatorOption{WithRetry(Retry{Attempts: 2})}},
+		{"what was asked back", func(func()) HandlerFunc {
+			var others sync.WaitGroup
+			others.Add(7)
+			return func(ctx context.Context, _ Task) (string, error) {
+				if info, _ := TaskInfoFrom(ctx); info.Task == 0 {
+					others.Wait() // some of which were sent to the same worker
+				} else {
+					others.Done()
+				}
+				return "", nil
+			}
+		}, func(r *run, q *queue) *time.Timer { return q.evener }, []CoordinatorOption{withLeastWindow(8)}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				handler := tt.handler(cancel)
+				cl.worker("a:1", handler)
+				cl.worker("a:2", handler)
+				c := cl.coordinator(append(tt.options, WithWorkers("a", "a:1", "a:2"))...)
+				r := newRun(&c.config)
+				r.tasks = tasksOf("a", 8)
+				if err := r.execute(ctx, r.runPlan); !errors.Is(err, ctx.Err()) {
+					t.Error(err)
+				}
+				if timer := tt.timer(r, r.queues["a"]); timer == nil || timer.Stop() {
+					t.Errorf("the timer of %s still runs, or never did", tt.name)
+				}
+			})
 		})
-		c := cl.coordinator(WithWorkers("a", "a:1"))
-		r := newRun(&c.config)
-		r.tasks = mustParse(t, "a1")
-		if err := r.execute(ctx, r.runPlan); !errors.Is(err, context.Canceled) {
-			t.Error(err)
-		}
-		if r.grace == nil || r.grace.Stop() {
-			t.Error("the timer of the cancel's grace still runs, or never did")
-		}
-	})
+	}
 }
 
 func TestAnErrorWithoutAReasonCanBePrinted(t *testing.T) {

@@ -212,6 +212,9 @@ func (r *simRun) check(harm bool) {
 		if rep.Troubles.Losses != losses || rep.Troubles.Retries != retries || rep.Troubles.Redials != redials {
 			r.fail("the report counts %+v, and its results and sessions %d losses, %d retries, %d redials", rep.Troubles, losses, retries, redials)
 		}
+		if returns, stuck := rep.Troubles.Returns-r.returns, rep.Troubles.Stuck-r.stuck; min(returns, stuck) < 0 || max(returns, stuck) > r.perhaps {
+			r.fail("the report counts %+v, and its attempts %d returns and %d stuck, and %d that may have been", rep.Troubles, r.returns, r.stuck, r.perhaps)
+		}
 		for _, category := range rep.Categories {
 			var counts Counts
 			attempts, sent := 0, 0
@@ -506,6 +509,16 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 			if limit > 0 && e.obeys && took > limit || e.verdict == "timed out" && took != limit {
 				r.fail("attempt %d of task %d has a time of %v, and its execution is %+v", a.attempt, task, limit, e)
 			}
+		}
+		back := how == "goodbye" || how == "report" && a.report.verb == "RETURN"
+		stuck := how == "report" && a.report.kind == KindStuck
+		switch {
+		case !sure || at > settled:
+			r.perhaps++
+		case back:
+			r.returns++
+		case stuck:
+			r.stuck++
 		}
 		switch {
 		case !sure:

@@ -548,6 +548,10 @@ type simRun struct {
 	sent       int                      // tasks, each counted once
 	yielded    int                      // results that the consumer of a Stream was given
 	groups     map[string]*simGroup     // that have started and are not done, by category
+
+	// of attempts, when all is over
+	returns, stuck int
+	perhaps        int // either: when they ended, something else did
 }
 
 // A simGroup is what the observer has been told of a group.

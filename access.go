@@ -90,9 +90,9 @@ func misplaced(by role, state sessionState, v verb) *ProtocolError {
 type RemoteShutdown int
 
 const (
-	// FromTrusted, the default, allows it to coordinators whose connection
-	// cannot come from another machine (loopback, a unix socket, a connection in
-	// memory), or whose certificate TLS has verified.
+	// FromTrusted, the default, allows it to coordinators whose connection does
+	// not come from another machine (loopback, a unix socket, or what is not TCP
+	// at all and so counts as in memory), or whose certificate TLS has verified.
 	FromTrusted RemoteShutdown = iota
 
 	// FromAnyone allows it to every coordinator that can connect.

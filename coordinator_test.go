@@ -433,10 +433,10 @@ func TestRunOverTCP(t *testing.T) {
 	}
 }
 
-func TestAnEmptyRunSucceedsWithoutDialling(t *testing.T) {
+func TestAnEmptyRunSucceedsWithoutDialing(t *testing.T) {
 	for _, tasks := range [][]Task{nil, {}, mustParse(t, " \n\t ")} {
 		c, err := NewCoordinator(WithWorkers("a", "a:1"), WithWorkerShutdown(), WithDialer(func(context.Context, string, string) (net.Conn, error) {
-			t.Error("dialled")
+			t.Error("dialed")
 			return nil, errors.New("refused")
 		}))
 		if err != nil {
@@ -791,7 +791,7 @@ func TestABadRunIsRefusedBeforeAnythingIsSent(t *testing.T) {
 			options := append([]CoordinatorOption{
 				WithWorkers("a", "a:1"), WithWorkers("b", "b:1"),
 				WithDialer(func(context.Context, string, string) (net.Conn, error) {
-					t.Error("dialled")
+					t.Error("dialed")
 					return nil, errors.New("refused")
 				}),
 			}, tt.options...)
@@ -927,7 +927,7 @@ func TestTheDialerIsGivenNetworkAndAddress(t *testing.T) {
 	c.Run(t.Context(), mustParse(t, "a1"))
 	slices.Sort(got)
 	if diff := cmp.Diff([]string{"tcp [::1]:80", "tcp host:name", "unix /run/a.sock"}, got); diff != "" {
-		t.Errorf("dialled (-want +got):\n%s", diff)
+		t.Errorf("dialed (-want +got):\n%s", diff)
 	}
 }
 

@@ -356,7 +356,7 @@ func ExampleWithDialer() {
 	coordinator, err := taskexec.NewCoordinator(
 		taskexec.WithWorkers("greet", "worker.test:8001"),
 		taskexec.WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
-			fmt.Println("dialling", network, addr)
+			fmt.Println("dialing", network, addr)
 			here, there := net.Pipe()
 			go worker.ServeConn(context.Background(), there)
 			return here, nil
@@ -368,6 +368,6 @@ func ExampleWithDialer() {
 	report, err := coordinator.Run(ctx, []taskexec.Task{{Category: "greet", Instruction: "world"}})
 	fmt.Println(report.Results[0].Output, err)
 	// Output:
-	// dialling tcp worker.test:8001
+	// dialing tcp worker.test:8001
 	// hello, world <nil>
 }

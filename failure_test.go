@@ -1069,14 +1069,14 @@ func TestAWorkerThatDrainsIsFollowedBesideItsLastTask(t *testing.T) {
 			}
 			return quick(ctx, task)
 		})
-		var redialled WorkerSnapshot
+		var redialed WorkerSnapshot
 		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(30*time.Second))
 		cl.after(10*time.Second, func() {
 			go p.current().Shutdown(context.Background())
 			synctest.Wait()
 			p.start()
 		})
-		cl.after(30*time.Minute, func() { redialled = c.Snapshot()[0].Categories[0].Workers[0] })
+		cl.after(30*time.Minute, func() { redialed = c.Snapshot()[0].Categories[0].Workers[0] })
 		report, err := cl.run(t.Context(), c, tasksOf("a", 6))()
 		if err != nil || report.Elapsed != time.Hour || report.Troubles.Losses != 0 || report.Troubles.Redials != 1 {
 			t.Errorf("got %v after %v, with %+v", err, report.Elapsed, report.Troubles)
@@ -1087,9 +1087,9 @@ func TestAWorkerThatDrainsIsFollowedBesideItsLastTask(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		redialled.Worker, redialled.Sent = "", 0
-		if want := (WorkerSnapshot{Addr: "a:1", Open: true, InFlight: 1, Redials: 1, Counts: Counts{Done: 5}}); redialled != want {
-			t.Errorf("half an hour later the worker is %+v, want %+v", redialled, want)
+		redialed.Worker, redialed.Sent = "", 0
+		if want := (WorkerSnapshot{Addr: "a:1", Open: true, InFlight: 1, Redials: 1, Counts: Counts{Done: 5}}); redialed != want {
+			t.Errorf("half an hour later the worker is %+v, want %+v", redialed, want)
 		}
 		e.checkNoOverlap(t, nil)
 		checkTroubles(t, report)
@@ -1129,7 +1129,7 @@ func TestAWorkerThatIsRestartedWhenItsDrainIsOverIsFoundSoon(t *testing.T) {
 					withJitter(longest), WithLogger(slog.New(log)))
 				report, err := cl.run(t.Context(), c, tasksOf("a", 2))()
 				if err != nil || report.Elapsed > tt.most || report.Troubles.Losses != 0 {
-					t.Errorf("got %v after %v, with %+v; dialled at %v", err, report.Elapsed, report.Troubles, times.of("a:1"))
+					t.Errorf("got %v after %v, with %+v; dialed at %v", err, report.Elapsed, report.Troubles, times.of("a:1"))
 				}
 				synctest.Wait()
 				if dials := len(times.of("a:1")); warnings != 0 || dials < 5 {
@@ -1172,14 +1172,14 @@ func TestWorkersThatDrainBehindLongTasksAreEachFollowedAtOnce(t *testing.T) {
 					t.Errorf("got %v after %v, with %+v", err, report.Elapsed, report.Troubles)
 				}
 				if diff := cmp.Diff(want, times.of("a:1")); diff != "" {
-					t.Errorf("dialled at (-want +got):\n%s", diff)
+					t.Errorf("dialed at (-want +got):\n%s", diff)
 				}
 			})
 		})
 	}
 }
 
-func TestAFollowerThatHasNotDialledUsesNoSlotUp(t *testing.T) {
+func TestAFollowerThatHasNotDialedUsesNoSlotUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)
 		times, dialer := cl.dialTimes()
@@ -1198,7 +1198,7 @@ func TestAFollowerThatHasNotDialledUsesNoSlotUp(t *testing.T) {
 		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute), dialer, withJitter(longest))
 		report, err := cl.run(t.Context(), c, tasksOf("a", 1))()
 		if most := (100 + 200 + 400 + 800 + 10) * ms; err != nil || report.Elapsed > most {
-			t.Errorf("got %v after %v, want at most %v; dialled at %v", err, report.Elapsed, most, times.of("a:1"))
+			t.Errorf("got %v after %v, want at most %v; dialed at %v", err, report.Elapsed, most, times.of("a:1"))
 		}
 	})
 }
@@ -1303,13 +1303,13 @@ func TestAWorkerThatSaysTwiceThatItDrainsIsFollowedOnce(t *testing.T) {
 		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Second), dialer)
 		report, err := cl.run(t.Context(), c, tasksOf("a", 2))()
 		if err != nil || len(times.of("a:1")) != 2 {
-			t.Errorf("got %v and %+v; dialled at %v", err, report.Troubles, times.of("a:1"))
+			t.Errorf("got %v and %+v; dialed at %v", err, report.Troubles, times.of("a:1"))
 		}
 	})
 }
 
 // shutdowns counts how often workers that a test plays were told to shut down.
-func TestAWorkerThatWasToldToShutDownIsNotDialledAgain(t *testing.T) {
+func TestAWorkerThatWasToldToShutDownIsNotDialedAgain(t *testing.T) {
 	// It serves two categories of the run's three, and a supervisor starts it
 	// again whenever it ends.
 	synctest.Test(t, func(t *testing.T) {
@@ -1343,7 +1343,7 @@ func TestAWorkerThatWasToldToShutDownIsNotDialledAgain(t *testing.T) {
 		close(ended)
 		synctest.Wait()
 		if told != 1 || len(times.of("w:1")) != 2 {
-			t.Errorf("%d of %d instances were told to shut down; dialled at %v", told, instances, times.of("w:1"))
+			t.Errorf("%d of %d instances were told to shut down; dialed at %v", told, instances, times.of("w:1"))
 		}
 	})
 }

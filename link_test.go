@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// dialTimes is a dialer's memory: when each address was dialled, counted from
+// dialTimes is a dialer's memory: when each address was dialed, counted from
 // when it was made.
 type dialTimes struct {
 	born time.Time
@@ -60,7 +60,7 @@ func (c *cluster) run(ctx context.Context, coordinator *Coordinator, tasks []Tas
 
 const ms = time.Millisecond
 
-func TestALostWorkerIsDialledOnceInEachSlotOfTheBackoff(t *testing.T) {
+func TestALostWorkerIsDialedOnceInEachSlotOfTheBackoff(t *testing.T) {
 	slots := []time.Duration{100 * ms, 200 * ms, 400 * ms, 800 * ms, 1600 * ms, 3200 * ms, 6400 * ms, 10_000 * ms, 10_000 * ms}
 	for _, tt := range []struct {
 		reason string
@@ -90,7 +90,7 @@ func TestALostWorkerIsDialledOnceInEachSlotOfTheBackoff(t *testing.T) {
 					start += slot
 				}
 				if diff := cmp.Diff(want, times.of("a:1")); diff != "" {
-					t.Errorf("dialled at (-want +got):\n%s", diff)
+					t.Errorf("dialed at (-want +got):\n%s", diff)
 				}
 			})
 		})
@@ -115,11 +115,11 @@ func TestDialsOfTwoCoordinatorsAreNotInStep(t *testing.T) {
 		one, two := all[0].of("a:1")[1:], all[1].of("a:1")[1:]
 		for i := range min(len(one), len(two)) {
 			if one[i] == two[i] {
-				t.Errorf("both dialled at %v", one[i])
+				t.Errorf("both dialed at %v", one[i])
 			}
 		}
 		if len(one) < 6 || len(one) > 20 {
-			t.Errorf("dialled at %v", one)
+			t.Errorf("dialed at %v", one)
 		}
 	})
 }
@@ -174,7 +174,7 @@ func TestBackoffGoesOnForAWorkerThatGreetsAndIsLost(t *testing.T) {
 				for i, gap := range []time.Duration{100 * ms, 200 * ms, 400 * ms, 800 * ms, 1600 * ms} {
 					// Within a second a connection that ends is closed.
 					if got := at[i+2] - at[i+1]; got < gap {
-						t.Errorf("dialled at %v: %v between dials %d and %d, want at least %v", at, got, i+1, i+2, gap)
+						t.Errorf("dialed at %v: %v between dials %d and %d, want at least %v", at, got, i+1, i+2, gap)
 					}
 				}
 				widest := 50 * ms
@@ -217,7 +217,7 @@ func TestBackoffBeginsAgainAfterAWorkerThatReported(t *testing.T) {
 			want = append(want, time.Duration(i)*(time.Minute+100*ms))
 		}
 		if diff := cmp.Diff(want, times.of("a:1")); diff != "" {
-			t.Errorf("dialled at (-want +got):\n%s", diff)
+			t.Errorf("dialed at (-want +got):\n%s", diff)
 		}
 	})
 }
@@ -240,7 +240,7 @@ func TestNoSlotOfTheBackoffHasTwoDialsEvenIfTheFirstSucceeds(t *testing.T) {
 		at := times.of("a:1")
 		for i := range at[2:] {
 			if gap := at[i+2] - at[i+1]; gap < 100*ms {
-				t.Errorf("dialled at %v: %v apart, want a slot's 100ms", at, gap)
+				t.Errorf("dialed at %v: %v apart, want a slot's 100ms", at, gap)
 			}
 		}
 	})
@@ -334,7 +334,7 @@ func TestARunWaitsForAWorkerAndThenNamesWhatItTried(t *testing.T) {
 }
 
 func TestPatienceIsForTheTimeWithoutAnyWorker(t *testing.T) {
-	// The worker is away for 20 of every 40 seconds, and dialled again after
+	// The worker is away for 20 of every 40 seconds, and dialed again after
 	// 22.7; in between it executes a task of 15 s, and loses one.
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)
@@ -371,7 +371,7 @@ func TestWhatADrainingWorkerReportsDoesNotMakeTheRunWaitForEver(t *testing.T) {
 				return "", ctx.Err()
 			}
 		})
-		// Dialled again after 12.7 s of 30, it executes a task, and drains.
+		// Dialed again after 12.7 s of 30, it executes a task, and drains.
 		cl.after(5*time.Second, p.kill)
 		cl.after(15*time.Second, func() { p.start() })
 		cl.after(20*time.Second, func() { p.current().Shutdown(context.Background()) })
@@ -442,7 +442,7 @@ func TestTheEndOfARunThatWaitsForAWorkerIsItsReason(t *testing.T) {
 					before := len(times.of("a:1"))
 					time.Sleep(time.Hour)
 					if after := len(times.of("a:1")); before < 5 || after != before {
-						t.Errorf("dialled %d times during the run and %d afterwards", before, after-before)
+						t.Errorf("dialed %d times during the run and %d afterwards", before, after-before)
 					}
 				})
 			})
@@ -597,7 +597,7 @@ func TestAWorkerThatComesUpWrongEndsTheWaitForIt(t *testing.T) {
 	})
 }
 
-func TestAWorkerThatComesBackWrongIsDialledOnUntilItIsRight(t *testing.T) {
+func TestAWorkerThatComesBackWrongIsDialedOnUntilItIsRight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)
 		cl.scripts("a:1", func(n int, p *peer) {
@@ -645,7 +645,7 @@ func TestAWorkerWaitBelowZeroPanics(t *testing.T) {
 }
 
 // A worker lost between two stages is back before it is needed again.
-func TestALostWorkerIsDialledThoughNoTaskWaits(t *testing.T) {
+func TestALostWorkerIsDialedThoughNoTaskWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)
 		cl.worker("a:1", func(context.Context, Task) (string, error) { time.Sleep(time.Hour); return "", nil })

@@ -37,7 +37,7 @@ func TestBadDataInOptionsIsAnErrorThatNamesIt(t *testing.T) {
 		{"an empty sequence is none", []CoordinatorOption{WithOrder(ByInput), WithSequence()}, nil},
 		{"a literal address elsewhere", []CoordinatorOption{WithWorkers("a", "h:1", "192.0.2.1:1")}, []string{"192.0.2.1:1", "WithTLS", "WithInsecure"}},
 		{"one with a zone", []CoordinatorOption{WithWorkers("a", "[fe80::1%eth0]:1")}, []string{"fe80::1%eth0"}},
-		{"what only dialling can tell: whether an address of every kind leads elsewhere", []CoordinatorOption{WithWorkers("a", ":1", "0.0.0.0:1", "[::]:1", "h:1")}, nil},
+		{"what only dialing can tell: whether an address of every kind leads elsewhere", []CoordinatorOption{WithWorkers("a", ":1", "0.0.0.0:1", "[::]:1", "h:1")}, nil},
 		{"plaintext to elsewhere is wanted", []CoordinatorOption{WithWorkers("a", "192.0.2.1:1"), WithInsecure()}, nil},
 		{"a dialer's addresses mean what it likes", []CoordinatorOption{WithWorkers("a", "192.0.2.1:1"), WithDialer(new(memNetwork).dial)}, nil},
 	} {

@@ -343,7 +343,7 @@ func harmless(t testing.TB, s string, limit int) {
 var nasty = []struct{ reason, text string }{
 	{"a newline forges a log line", "done\nroot logged in"},
 	{"a carriage return overwrites", "failed\rdone  "},
-	{"ANSI colours", "\x1b[31mred\x1b[0m"},
+	{"ANSI colors", "\x1b[31mred\x1b[0m"},
 	{"a title set by an 8-bit control", "\u009d0;title\u009c"},
 	{"a raw 8-bit control", "\x9b31m"},
 	{"NUL, bell, backspace, delete", "\x00\a\b\x7f"},

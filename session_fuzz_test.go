@@ -627,17 +627,17 @@ func saidBy(tb testing.TB, side string) [][]byte {
 // so that the fuzzer, which knows no lines, comes to say sensible things in
 // senseless order.
 func spell(text []byte, phrases []string) []byte {
-	var spelt []byte
+	var spelled []byte
 	start := true
 	for _, c := range text {
 		if start && c >= 0x80 {
-			spelt = append(append(spelt, phrases[int(c-0x80)%len(phrases)]...), '\n')
+			spelled = append(append(spelled, phrases[int(c-0x80)%len(phrases)]...), '\n')
 			continue
 		}
-		spelt = append(spelt, c)
+		spelled = append(spelled, c)
 		start = c == '\n'
 	}
-	return spelt
+	return spelled
 }
 
 // all makes each phrase of those with a % several, for tasks 0, 1 and 2.

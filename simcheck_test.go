@@ -698,10 +698,10 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) 
 		}
 		log := &conn.log
 		if at, ok := told[conn.addr]; ok && conn.dialed > at {
-			r.fail("%s was dialled, though its worker was told to shut down", conn.name)
+			r.fail("%s was dialed, though its worker was told to shut down", conn.name)
 		}
 		if conn.opened > r.ended {
-			r.fail("I8: %s was dialled when the run was over", conn.name)
+			r.fail("I8: %s was dialed when the run was over", conn.name)
 		}
 		if log.lost != simNever && strings.Contains(fmt.Sprint(log.lostWhy), "nothing heard for") {
 			s.met[simSilence] = true
@@ -739,7 +739,7 @@ func (r *simRun) checkSessions(attempts [][]*simAttempt, stopped time.Duration) 
 		// one of the first slots of the backoff.
 		if strings.HasSuffix(conn.name, "#0") && log.lost < stopped-3*time.Second && c.WorkerWait > 3*time.Second && !c.Shutdown &&
 			s.network.dials[simDial{r.number, conn.addr}] < 2 {
-			r.fail("%s was lost at %v, and never dialled again until %v", conn.name, log.lost, stopped)
+			r.fail("%s was lost at %v, and never dialed again until %v", conn.name, log.lost, stopped)
 		}
 		slots := conn.process.life.plan.Slots
 		limit := max(c.Window, slots)

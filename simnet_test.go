@@ -37,7 +37,7 @@ type simNetwork struct {
 	listeners map[string]*simListener
 	dials     map[simDial]int
 	drawn     map[string]simConnPlan // by name of the connection
-	conns     []*simConn             // of the side that dialled
+	conns     []*simConn             // of the side that dialed
 }
 
 // A simNetworkPlan is what the connections of a simulation have in common.
@@ -59,7 +59,7 @@ type simHole struct {
 
 const simNever = time.Duration(1<<63 - 1)
 
-// A simDial names what is dialled by whom.
+// A simDial names what is dialed by whom.
 type simDial struct {
 	run  int
 	addr string
@@ -411,7 +411,7 @@ type simConn struct {
 	run     int
 	addr    string
 	plain   bool        // without heartbeats
-	process *simProcess // that was dialled
+	process *simProcess // that was dialed
 	peer    *simConn
 	in, out *simPipe
 
@@ -420,7 +420,7 @@ type simConn struct {
 	unwritable                  bool // as a write has found out
 	readDeadline, writeDeadline time.Time
 
-	// The log, kept by the side that dialled.
+	// The log, kept by the side that dialed.
 	log   simConnLog
 	lines struct{ read, written []byte } // that have begun
 }

@@ -118,7 +118,7 @@ var simFaultNames = [simFaults]string{
 	simCanceled: "canceled", simShutDown: "coordinator shut down", simLeft: "consumer left", simTwoRuns: "runs side by side",
 	simStreamed: "Stream", simSlowConsumer: "slow consumer", simByInput: "ByInput", simConcurrent: "Concurrent", simStopSoon: "StopSoon", simKeepGoing: "KeepGoing",
 	simAtMostOnce: "at most once", simRetrying: "WithRetry", simDismissing: "WithWorkerShutdown", simFullOfBytes: "window full of bytes", simOneAddress: "one address", simNothingWrong: "nothing wrong",
-	simLost: "task lost", simSilence: "silence", simLeaseOver: "lease over", simRedialed: "redialled", simRetried: "retried", simReturned: "returned", simTakenBack: "taken back", simAskedLate: "asked back too late",
+	simLost: "task lost", simSilence: "silence", simLeaseOver: "lease over", simRedialed: "redialed", simRetried: "retried", simReturned: "returned", simTakenBack: "taken back", simAskedLate: "asked back too late",
 	simTwice: "executed twice", simOverlapped: "executions overlap", simFenced: "late report", simStuck: "stuck",
 	simUnknown: "Unknown", simStruckOut: "struck out", simNoWorker: "no worker", simAllDone: "all Done",
 }
@@ -450,7 +450,7 @@ func (p simPlan) work() time.Duration {
 		if c.Retry != nil {
 			attempts += c.Retry.Attempts
 		}
-		// What dialling again, patience and goodbyes may take.
+		// What dialing again, patience and goodbyes may take.
 		total += 10*time.Second + c.WorkerWait + c.Silence + 3*c.Handshake + c.CancelGrace
 		if c.Shutdown {
 			total += 3 * 30 * time.Second
@@ -1000,7 +1000,7 @@ func newSimulation(t *testing.T, plan simPlan) *simulation {
 }
 
 // simAddr is the address of a worker for a category. Most have one for each, so that
-// it is known what is dialled.
+// it is known what is dialed.
 func simAddr(w *simWorkerPlan, category string) string {
 	if w.OneAddress {
 		return w.Name + ":1"
@@ -1377,7 +1377,7 @@ func TestSeedFixesFaultsAndDelays(t *testing.T) {
 		if cmp.Equal(drawSimPlan(seed), other, exported) {
 			t.Errorf("seeds %d and %d draw the same", seed, seed+1)
 		}
-		// Connections are drawn when they are dialled, in whatever order.
+		// Connections are drawn when they are dialed, in whatever order.
 		first, second := runSeed(t, seed), runSeed(t, seed)
 		for name, plan := range first.network.drawn {
 			if other, ok := second.network.drawn[name]; ok && plan != other {

@@ -53,13 +53,13 @@ func TestLeavingAStreamThatDialsEndsTheDial(t *testing.T) {
 			served := make(chan struct{})
 			ln := network.listen("a:1")
 			go func() { defer close(served); NewWorker(echoHandler).Serve(ctx, ln) }()
-			dialled := false
+			dialed := false
 			c := newTestCoordinator(t, WithOrder(order), WithWorkers("a", "a:1"), WithWorkers("b", "b:1"),
 				WithDialer(func(ctx context.Context, n, addr string) (net.Conn, error) {
 					if addr == "a:1" {
 						return network.dial(ctx, n, addr)
 					}
-					dialled = true
+					dialed = true
 					<-ctx.Done()
 					return nil, context.Cause(ctx)
 				}))
@@ -71,8 +71,8 @@ func TestLeavingAStreamThatDialsEndsTheDial(t *testing.T) {
 				synctest.Wait()
 				break
 			}
-			if !dialled || time.Since(start) > time.Second {
-				t.Errorf("%v: dialled %v, left after %v", order, dialled, time.Since(start))
+			if !dialed || time.Since(start) > time.Second {
+				t.Errorf("%v: dialed %v, left after %v", order, dialed, time.Since(start))
 			}
 			stop()
 			<-served
@@ -541,11 +541,11 @@ func TestShutdownEndsAStreamWithItsReason(t *testing.T) {
 	}
 }
 
-func TestAnEmptyStreamSucceedsWithoutDialling(t *testing.T) {
+func TestAnEmptyStreamSucceedsWithoutDialing(t *testing.T) {
 	for _, order := range allOrders {
 		c := newTestCoordinator(t, WithOrder(order), WithWorkers("a", "a:1"),
 			WithDialer(func(context.Context, string, string) (net.Conn, error) {
-				t.Errorf("%v: dialled", order)
+				t.Errorf("%v: dialed", order)
 				return nil, errors.New("no")
 			}))
 		for r, err := range c.Stream(t.Context(), func(func(Task) bool) {}) {

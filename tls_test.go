@@ -848,7 +848,7 @@ func TestTLSOnOneSideOnlyIsSaid(t *testing.T) {
 			t.Errorf("%s: got %v", test.reason, err)
 		}
 		if ln.accepted.Load() != 1 {
-			t.Errorf("%s: dialled %d times", test.reason, ln.accepted.Load())
+			t.Errorf("%s: dialed %d times", test.reason, ln.accepted.Load())
 		}
 	}
 }
@@ -863,7 +863,7 @@ func TestBadSecurityIsRefusedWithWhatToDo(t *testing.T) {
 		change(config)
 		return WithTLS(config)
 	}
-	noDial := WithDialer(func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("dialled") })
+	noDial := WithDialer(func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("dialed") })
 	getCertificate := func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }
 	getClientCertificate := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 	peer := Peer{Name: "a.test", Coordinator: true}
@@ -974,7 +974,7 @@ func oneSession(t *testing.T, opts ...WorkerOption) (dialFunc, <-chan error) {
 	var dials atomic.Int32
 	return func(context.Context, string, string) (net.Conn, error) {
 		if dials.Add(1) > 1 {
-			t.Error("dialled again")
+			t.Error("dialed again")
 		}
 		return net.Dial("tcp", ln.Addr().String())
 	}, served
@@ -1087,7 +1087,7 @@ func TestTLSOfDialersAndListenersIsUsed(t *testing.T) {
 				t.Errorf("got %v and %q, want %q and %q", err, report.Results[0].Output, test.want, test.output)
 			}
 			if ln.accepted.Load() != 1 {
-				t.Errorf("dialled %d times", ln.accepted.Load())
+				t.Errorf("dialed %d times", ln.accepted.Load())
 			}
 		})
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log"
 	"net"
+	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -302,6 +304,25 @@ func ExampleHandler_middleware() {
 	// a2 took 0s
 	// task 1 (a2), attempt 1: error no such file
 	// 1 of 2 done
+}
+
+// A command that is killed because its context has ended says "signal: killed".
+// Its handler says what that means: that the task was canceled, or took too long.
+func ExampleHandlerFunc_command() {
+	build := func(ctx context.Context, task taskexec.Task) (string, error) {
+		output, err := exec.CommandContext(ctx, "make", task.Instruction).CombinedOutput()
+		switch {
+		case err == nil:
+			return string(output), nil
+		case ctx.Err() != nil:
+			return "", context.Cause(ctx)
+		}
+		return "", fmt.Errorf("%w: %s", err, output)
+	}
+	worker := taskexec.NewWorker(taskexec.HandlerFunc(build), taskexec.WithSlots(runtime.NumCPU()))
+	if err := worker.ListenAndServe(context.Background(), "127.0.0.1:8001"); err != nil {
+		log.Fatal(err)
+	}
 }
 
 // With Concurrent no category waits for another: each of these two tasks waits

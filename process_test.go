@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -518,5 +519,49 @@ func (f *fleet) signal(worker int, s syscall.Signal) {
 	f.t.Helper()
 	if err := f.workers[worker].cmd.Process.Signal(s); err != nil {
 		f.t.Errorf("signal %v: %v", s, err)
+	}
+}
+
+// What the comment of Handler says of commands: "signal: killed" alone does not
+// tell why.
+func TestAKilledCommandIsWhatItsHandlerSays(t *testing.T) {
+	for _, tt := range []struct {
+		reason   string
+		says     func(ctx context.Context, err error) error
+		timeout  time.Duration // of the task; or the run is canceled
+		outcome  Outcome
+		kind     string
+		contains string
+	}{
+		{"its context's cause, after its time", func(ctx context.Context, _ error) error { return context.Cause(ctx) }, 100 * time.Millisecond, Failed, KindTimeout, ""},
+		{"its context's cause, after a cancel", func(ctx context.Context, _ error) error { return context.Cause(ctx) }, 0, Canceled, KindCanceled, ""},
+		{"the command's own error", func(_ context.Context, err error) error { return err }, 100 * time.Millisecond, Failed, KindError, "signal: killed"},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			h := HandlerFunc(func(ctx context.Context, _ Task) (string, error) {
+				cmd := exec.CommandContext(ctx, os.Args[0])
+				cmd.Env = append(os.Environ(), partEnv+"=echo") // which goes on until its stdin ends
+				stdin, err := cmd.StdinPipe()
+				if err != nil {
+					return "", err
+				}
+				defer stdin.Close()
+				if tt.timeout == 0 {
+					cancel()
+				}
+				if err := cmd.Run(); ctx.Err() == nil {
+					return "", fmt.Errorf("it ended before its context: %v", err)
+				} else {
+					return "", tt.says(ctx, err)
+				}
+			})
+			report, _ := newTestCoordinator(t, serveMem(t, h, "a")...).Run(ctx, []Task{{Instruction: "a", Timeout: tt.timeout}})
+			remote, ok := errors.AsType[*RemoteError](report.Results[0].Err)
+			if !ok || report.Results[0].Outcome != tt.outcome || remote.Kind != tt.kind || !strings.Contains(remote.Text, tt.contains) {
+				t.Errorf("got %+v", report.Results[0])
+			}
+		})
 	}
 }

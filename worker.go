@@ -26,7 +26,8 @@ import (
 // wraps ctx.Err() or context.Cause(ctx). Only then is the task Canceled, or has
 // it failed with KindTimeout; another error is the handler's own failure. Some
 // functions have errors of their own for it, such as the "signal: killed" of
-// exec.CommandContext: look at ctx.Err() after them.
+// exec.CommandContext: look at ctx.Err() after them, as the example of a command
+// does.
 //
 // The output travels to the coordinator's Result as it is, bytes of any kind.
 // It is ignored if err is not nil. An error fails the task with err's text, of

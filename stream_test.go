@@ -458,6 +458,22 @@ func TestAWorkerWhoseSlotsAreAllStuckCountsAsGone(t *testing.T) {
 	})
 }
 
+func TestAWorkerWhoseStuckHandlerReturnsIsUsedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := HandlerFunc(func(ctx context.Context, task Task) (string, error) {
+			if task.Instruction == "a1" {
+				time.Sleep(10 * time.Second)
+			}
+			return "", nil
+		})
+		c := newTestCoordinator(t, append(serveMem(t, h, "a"), WithTaskTimeout(time.Second))...)
+		report, _ := c.Run(t.Context(), mustParse(t, "a1 a2 a3"))
+		if got, want := outcomesOf(report.Results), "a1:Failed a2:Done a3:Done"; got != want || report.Elapsed < 10*time.Second || report.Elapsed > 20*time.Second {
+			t.Errorf("got %s after %v, want %s within 10s of 10s", got, report.Elapsed, want)
+		}
+	})
+}
+
 func TestTypedHandlersDecodeAndEncode(t *testing.T) {
 	type in struct{ Path string }
 	type out struct{ Size int }

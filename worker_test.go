@@ -830,6 +830,7 @@ func TestBadLineIsAnsweredWithItsFaultAndHarmsNobody(t *testing.T) {
 		{"GOODBYE x", "ERROR state a coordinator may not send GOODBYE here", "a worker's verb"},
 		{"RUN 5 1 0 again", "ERROR task task 5 is already in flight", "the running task's number"},
 		{"RUN 6 1 0 again", "ERROR task task 6 is already in flight", "the waiting task's number"},
+		{"RUN 6 1 0 again\nPING 1", "ERROR task task 6 is already in flight", "as well if more has come than the task"},
 		{"RUN 0 1 0 " + strings.Repeat("x", 1<<20), "ERROR line …", "a line over 1 MiB"},
 	}
 	for _, c := range cases {

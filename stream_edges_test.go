@@ -158,6 +158,20 @@ func TestACanceledRunTellsNoWorkerToShutDown(t *testing.T) {
 	}
 }
 
+func TestARefusedRunTellsNoWorkerToShutDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("a:1", echo)
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkers("b", "gone:1"), WithWorkerShutdown(), WithWorkerWait(time.Second))
+		tasks := mustParse(t, "a1 b1")
+		report, err := c.Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if _, ok := errors.AsType[*WorkerError](err); !ok || len(cl.traced()) > 0 {
+			t.Errorf("got %v and %q, want a *WorkerError and a worker that goes on", err, cl.traced())
+		}
+	})
+}
+
 func TestLeavingAStreamAwaitsNoGoodbye(t *testing.T) {
 	for _, order := range allOrders {
 		synctest.Test(t, func(t *testing.T) {

@@ -25,6 +25,7 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -646,6 +647,49 @@ func TestTLSRefusalReachesAPeerThatWrites(t *testing.T) {
 	}
 	if n, err := raw.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("got %d bytes and %v after the alert", n, err)
+	}
+}
+
+// A peer whose handshake has failed has no more time than for last words, though it
+// goes on holding, or using, its connection.
+func TestARefusedTLSHandshakeKeepsNoConnection(t *testing.T) {
+	forWorker, _ := bothConfigs(t)
+	for _, then := range []struct {
+		reason string
+		do     func(conn net.Conn)
+	}{
+		{"it is silent", func(conn net.Conn) { io.Copy(io.Discard, conn) }},
+		{"it goes on, a byte at a time", func(conn net.Conn) {
+			go io.Copy(io.Discard, conn)
+			for {
+				if _, err := conn.Write([]byte("x")); err != nil {
+					return
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+		}},
+	} {
+		t.Run(then.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client, server := net.Pipe()
+				served := make(chan error, 1)
+				go func() {
+					served <- NewWorker(parrot, WithTLS(forWorker)).ServeConn(t.Context(), elsewhere{server})
+				}()
+				start := time.Now()
+				var stranger sync.WaitGroup
+				stranger.Go(func() {
+					io.WriteString(client, "GET / HTTP/1.1\r\n")
+					then.do(client)
+				})
+				err := <-served
+				if took := time.Since(start); err == nil || took > lastWordsTimeout {
+					t.Errorf("got %v after %v", err, took)
+				}
+				stranger.Wait()
+				client.Close()
+			})
+		})
 	}
 }
 

@@ -285,6 +285,34 @@ func (c *countingConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
+// A peer that has not been asked need not say anything.
+func TestSilenceCountsFromAPing(t *testing.T) {
+	const timeout, interval = 15 * time.Second, 5 * time.Second
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		w := startWire(here)
+		go io.Copy(io.Discard, there)
+		time.Sleep(time.Second)
+		w.say("RUN 1 1 0 PING")
+		w.sendUrgent(message{verb: verbPong, task: 7})
+		time.Sleep(time.Hour)
+		if w.silent(timeout, interval) {
+			t.Error("silent, though it was not asked")
+		}
+		w.ping(1)
+		for _, want := range []bool{false, true} {
+			synctest.Wait()
+			if got := w.silent(timeout, interval); got != want {
+				t.Errorf("after a PING silent is %v, want %v", got, want)
+			}
+			time.Sleep(timeout - interval)
+		}
+		w.end(endAtOnce, nil)
+		<-w.done
+		there.Close()
+	})
+}
+
 func TestWriterCoalesces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		here, there := net.Pipe()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"time"
 )
 
@@ -209,7 +210,7 @@ func (r *run) logEnded(counts Counts, err error) {
 		return
 	}
 	// The text of err may hold instructions.
-	if why := reasonOf(err); why != "" {
+	if why := r.reasonOf(err); why != "" {
 		args = append(args, keyError, why)
 	}
 	r.log.Warn("run ended", args...)
@@ -217,7 +218,7 @@ func (r *run) logEnded(counts Counts, err error) {
 }
 
 // reasonOf is why a run did not go as it should, without the particulars.
-func reasonOf(err error) string {
+func (r *run) reasonOf(err error) string {
 	var failure *TaskError
 	var unusable *WorkerError
 	for _, known := range []error{ErrCoordinatorClosed, ErrNoWorker, ErrInsecureTransport, errBroken, context.DeadlineExceeded, context.Canceled} {
@@ -228,10 +229,12 @@ func reasonOf(err error) string {
 	switch {
 	case errors.As(err, &failure):
 		return "not every task is Done"
-	case errors.As(err, &unusable):
-		return "a worker cannot be used" // which one, and why, is logged with the dial
+	case !errors.As(err, &unusable):
+		return ""
+	case slices.Contains(r.farewell, error(unusable)):
+		return "a worker said no goodbye"
 	}
-	return ""
+	return "a worker cannot be used" // which one, and why, is logged with the dial
 }
 
 // logNotReached says that no session was opened. early says that nobody need be

@@ -268,6 +268,7 @@ func TestNoInstructionIsLoggedAboveDebug(t *testing.T) {
 		{"no category", []Task{{Category: "\n", Instruction: "SECRET"}}, nil, "not every task is Done"},
 		{"no worker listed", []Task{{Category: "z", Instruction: "SECRET"}}, nil, "no worker"},
 		{"no worker there", []Task{{Category: "b", Instruction: "SECRET"}}, nil, "a worker cannot be used"},
+		{"no goodbye", []Task{{Category: "c", Instruction: "SECRET"}}, []CoordinatorOption{WithWorkerShutdown()}, "a worker said no goodbye"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -276,7 +277,8 @@ func TestNoInstructionIsLoggedAboveDebug(t *testing.T) {
 				cl.worker("a:1", func(_ context.Context, task Task) (string, error) {
 					return "", errors.New("no")
 				}, WithLogger(slog.New(log)))
-				coordinator := cl.coordinator(append(c.opts, WithWorkers("a", "a:1"), WithWorkers("b", "b:1"), WithLogger(slog.New(log)))...)
+				cl.worker("c:1", echo, WithRemoteShutdown(FromNobody))
+				coordinator := cl.coordinator(append(c.opts, WithWorkers("a", "a:1"), WithWorkers("b", "b:1"), WithWorkers("c", "c:1"), WithLogger(slog.New(log)))...)
 				report, err := coordinator.Run(t.Context(), c.tasks)
 				checkReport(t, c.tasks, report, err)
 				expectNoSecret(t, log)

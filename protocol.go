@@ -633,14 +633,13 @@ func quote(s string) string {
 // quoteUnlessPlain is s itself if it is short and plain; in backquotes, as Go has
 // them, if that spares escapes; else as quote.
 func quoteUnlessPlain(s string) string {
-	if strings.IndexFunc(s, notPlain) >= 0 {
-		return quote(s)
-	}
+	shown := cut(s, maxQuoted)
 	switch {
-	case s != "" && len(s) <= maxQuoted && !strings.ContainsAny(s, " \""):
+	case s == "" || strings.IndexFunc(shown, notPlain) >= 0:
+	case len(s) <= maxQuoted && !strings.ContainsAny(s, " \""):
 		return s
-	case strings.Contains(s, `"`) && !strings.Contains(s, "`"): // JSON, say
-		return "`" + cut(s, maxQuoted) + "`"
+	case strings.Contains(shown, `"`) && !strings.Contains(shown, "`"): // JSON, say
+		return "`" + shown + "`"
 	}
 	return quote(s)
 }

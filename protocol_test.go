@@ -379,7 +379,8 @@ func TestTextFromPeersIsHarmless(t *testing.T) {
 	if got, want := plainText(`C:\dir "x"`), `C:\dir "x"`; got != want {
 		t.Errorf("plainText leaves plain text alone: got %s, want %s", got, want)
 	}
-	for in, want := range map[string]string{"a": "a", "": `""`, "a b": `"a b"`, `"`: "`\"`", "\"`": "\"\\\"`\"", "\"\n": `"\"\n"`, "é": "é", "\u202e": `"\u202e"`} {
+	json := `{"path":"` + strings.Repeat("x", 2*maxQuoted)
+	for in, want := range map[string]string{json + "\n": "`" + cut(json, maxQuoted) + "`", "a": "a", "": `""`, "a b": `"a b"`, `"`: "`\"`", "\"`": "\"\\\"`\"", "\"\n": `"\"\n"`, "é": "é", "\u202e": `"\u202e"`} {
 		if got := quoteUnlessPlain(in); got != want {
 			t.Errorf("quoteUnlessPlain(%q) is %s, want %s", in, got, want)
 		}

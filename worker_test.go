@@ -1879,6 +1879,35 @@ func TestStrangerWhoComesAsTheDrainBeginsDoesNotHoldItUp(t *testing.T) {
 	})
 }
 
+// A greeting that comes when the worker has begun to shut down opens no session,
+// whether the peer reads why or not.
+func TestAGreetingThatComesAfterTheDrainHasBegunIsTooLate(t *testing.T) {
+	for _, reads := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			log := newLogRecorder(slog.LevelInfo)
+			w := NewWorker(parrot, WithLogger(slog.New(log)))
+			client, server := net.Pipe()
+			defer client.Close()
+			returned := make(chan error, 1)
+			go func() { returned <- w.ServeConn(t.Context(), &halfConn{Conn: server}) }()
+			synctest.Wait()
+			w.drain()
+			p := newPeer(t, client)
+			p.send(helloA, "RUN 0 1 0 x")
+			if reads {
+				p.expect("ERROR closing the worker is shutting down")
+			}
+			if err := <-returned; err != nil {
+				t.Errorf("ServeConn returned %v, want nil: the session has drained", err)
+			}
+			if greeted := w.Stats().Greeted; greeted != 0 {
+				t.Errorf("%d sessions are counted", greeted)
+			}
+			log.expectLines(t, nil)
+		})
+	}
+}
+
 func TestPeerThatNeverClosesAfterGoodbyeHoldsUpADrainForASecondAtMost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := NewWorker(parrot)

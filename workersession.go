@@ -216,17 +216,21 @@ func (s *workerSession) greet() error {
 	}
 	h.MaxLine = min(h.MaxLine, defaultMaxLine) // so that what is buffered is bounded, whatever the coordinator can read
 	s.hello = h
-	s.seen = sessionReady
-	s.wire.in.limit = defaultMaxLine
-	s.wire.setReadDeadline(time.Time{})
 	s.mu.Lock()
-	if s.state == sessionNew {
+	late := s.state != sessionNew
+	if !late {
 		s.state = sessionReady
 		s.worker.greeted.Add(1)
 		s.lease = time.Now()
 		s.wire.sendFirst(line) // even a PONG comes after it
 	}
 	s.mu.Unlock()
+	if late { // drain has said so
+		return faultf(codeClosing, "the worker is shutting down")
+	}
+	s.seen = sessionReady
+	s.wire.in.limit = defaultMaxLine
+	s.wire.setReadDeadline(time.Time{})
 	if s.log != nil {
 		s.pulse.Go(s.log.open(h, s.coordinator)) // the reader does not wait for it
 	}

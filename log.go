@@ -220,21 +220,27 @@ func (r *run) logEnded(counts Counts, err error) {
 // reasonOf is why a run did not go as it should, without the particulars.
 func (r *run) reasonOf(err error) string {
 	var failure *TaskError
-	var unusable *WorkerError
-	for _, known := range []error{ErrCoordinatorClosed, ErrNoWorker, ErrInsecureTransport, errBroken, context.DeadlineExceeded, context.Canceled} {
+	var worker *WorkerError
+	failed, named := errors.As(err, &failure), errors.As(err, &worker)
+	stayed := named && slices.Contains(r.farewell, error(worker))
+	known := []error{ErrCoordinatorClosed, ErrNoWorker, ErrInsecureTransport, errBroken}
+	if failed || stayed || !named { // else it may be a dial's context that ended
+		known = append(known, context.DeadlineExceeded, context.Canceled)
+	}
+	for _, known := range known {
 		if errors.Is(err, known) {
 			return unprefixed(known)
 		}
 	}
 	switch {
-	case errors.As(err, &failure):
+	case failed:
 		return "not every task is Done"
-	case !errors.As(err, &unusable):
-		return ""
-	case slices.Contains(r.farewell, error(unusable)):
+	case stayed:
 		return "a worker said no goodbye"
+	case named:
+		return "a worker cannot be used" // which one, and why, is logged with the dial
 	}
-	return "a worker cannot be used" // which one, and why, is logged with the dial
+	return ""
 }
 
 // logNotReached says that no session was opened. early says that nobody need be

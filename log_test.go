@@ -268,18 +268,27 @@ func TestNoInstructionIsLoggedAboveDebug(t *testing.T) {
 		{"no category", []Task{{Category: "\n", Instruction: "SECRET"}}, nil, "not every task is Done"},
 		{"no worker listed", []Task{{Category: "z", Instruction: "SECRET"}}, nil, "no worker"},
 		{"no worker there", []Task{{Category: "b", Instruction: "SECRET"}}, nil, "a worker cannot be used"},
+		{"no worker in time", []Task{{Category: "b", Instruction: "SECRET"}}, []CoordinatorOption{WithDialer(
+			func(ctx context.Context, _, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() })}, "a worker cannot be used"},
+		{"canceled", []Task{{Category: "a", Instruction: "SECRET cancel"}}, nil, "context canceled"},
 		{"no goodbye", []Task{{Category: "c", Instruction: "SECRET"}}, []CoordinatorOption{WithWorkerShutdown()}, "a worker said no goodbye"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				cl := newCluster(t)
 				log := newLogRecorder(slog.LevelDebug)
-				cl.worker("a:1", func(_ context.Context, task Task) (string, error) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				cl.worker("a:1", func(ctx context.Context, task Task) (string, error) {
+					if strings.Contains(task.Instruction, "cancel") {
+						cancel()
+						return until(ctx, task)
+					}
 					return "", errors.New("no")
 				}, WithLogger(slog.New(log)))
 				cl.worker("c:1", echo, WithRemoteShutdown(FromNobody))
 				coordinator := cl.coordinator(append(c.opts, WithWorkers("a", "a:1"), WithWorkers("b", "b:1"), WithWorkers("c", "c:1"), WithLogger(slog.New(log)))...)
-				report, err := coordinator.Run(t.Context(), c.tasks)
+				report, err := coordinator.Run(ctx, c.tasks)
 				checkReport(t, c.tasks, report, err)
 				expectNoSecret(t, log)
 				if c.name == "no worker there" && !slices.Contains(log.lines(keyAddr), "WARN worker not reached addr=b:1") {

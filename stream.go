@@ -197,6 +197,9 @@ func (r *run) runSeq(ctx context.Context, seq iter.Seq[Task]) error {
 				r.halt(haltCancel, causeOf(ctx))
 			}
 			r.halt(haltSoft, err)
+			if n == 0 { // nothing was sent: no worker is told to shut down
+				return nil
+			}
 			break
 		}
 		if r.config.order == ByInput {

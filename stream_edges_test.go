@@ -172,6 +172,23 @@ func TestARefusedRunTellsNoWorkerToShutDown(t *testing.T) {
 	})
 }
 
+func TestAStreamRefusedAtItsFirstTaskTellsNoWorkerToShutDown(t *testing.T) {
+	for _, order := range allOrders {
+		synctest.Test(t, func(t *testing.T) {
+			cl := newCluster(t)
+			cl.worker("a:1", echo)
+			c := cl.coordinator(WithOrder(order), WithWorkers("a", "a:1", "gone:1"), WithWorkerShutdown(), WithWorkerWait(time.Second))
+			var last error
+			for _, err := range c.Stream(t.Context(), slices.Values(tasksOf("a", 3))) {
+				last = err
+			}
+			if _, ok := errors.AsType[*WorkerError](last); !ok || len(cl.traced()) > 0 {
+				t.Errorf("%v: got %v and %q, want a *WorkerError and a worker that goes on", order, last, cl.traced())
+			}
+		})
+	}
+}
+
 func TestLeavingAStreamAwaitsNoGoodbye(t *testing.T) {
 	for _, order := range allOrders {
 		synctest.Test(t, func(t *testing.T) {

@@ -466,7 +466,7 @@ func TestAWorkerWhoseStuckHandlerReturnsIsUsedAgain(t *testing.T) {
 			}
 			return "", nil
 		})
-		c := newTestCoordinator(t, append(serveMem(t, h, "a"), WithTaskTimeout(time.Second))...)
+		c := newTestCoordinator(t, append(serveMem(t, h, "a"), WithTaskTimeout(time.Second), withJitter(longest))...)
 		report, _ := c.Run(t.Context(), mustParse(t, "a1 a2 a3"))
 		if got, want := outcomesOf(report.Results), "a1:Failed a2:Done a3:Done"; got != want || report.Elapsed < 10*time.Second || report.Elapsed > 20*time.Second {
 			t.Errorf("got %s after %v, want %s within 10s of 10s", got, report.Elapsed, want)

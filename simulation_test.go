@@ -378,9 +378,12 @@ func drawSimPlan(seed uint64) simPlan {
 				r.CancelAt = simDuration(random, p.Calm)
 			}
 			misbehaves := chance(2)
-			// So that windows are full by what is in them. A link that a chunk keeps
-			// busy for as long as a lease is no place for such tasks.
-			heavy := !slow && p.Network.Buffer == 64<<10 && chance(10)
+			// A link that a chunk keeps busy for as long as a lease is no place for
+			// long lines.
+			chunk := time.Duration(1+chunkBytes/p.Network.Buffer) * (p.Network.Latency + p.Network.Jitter)
+			long := !slow && chunk < c.Silence/2
+			// So that windows are full by what is in them.
+			heavy := long && p.Network.Buffer == 64<<10 && chance(10)
 			if heavy {
 				c.Window, c.Filled = 20, true
 			}
@@ -420,10 +423,10 @@ func drawSimPlan(seed uint64) simPlan {
 				if heavy && chance(2) {
 					t.Padding, t.Takes = random.IntN(700_000), simDuration(random, 10*time.Millisecond)
 				}
-				if chance(150) && !slow {
+				if chance(150) && long {
 					t.Padding, t.Output = random.IntN(200_000), random.IntN(200_000)
 				}
-				if chance(150) && !slow {
+				if chance(150) && long {
 					t.Padding, t.Output = (1<<20)*random.IntN(2), 1<<20
 				}
 				r.Tasks = append(r.Tasks, t)

@@ -178,8 +178,9 @@ func splitAddr(addr string) (network, address string, err error) {
 // prefix. The DialContext methods of net.Dialer and tls.Dialer fit, and so does
 // a function that returns one end of a net.Pipe. A *tls.Conn is used as it is,
 // whatever WithTLS says. A connection that takes no deadlines, such as one
-// through an SSH client, is refused, since nothing could bound a wait for it. The
-// default is the DialContext of a zero net.Dialer. A nil dial panics.
+// through an SSH client, is refused, since nothing could bound a wait for it; those
+// that dial has set are lifted. The default is the DialContext of a zero
+// net.Dialer. A nil dial panics.
 func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, error)) CoordinatorOption {
 	if dial == nil {
 		panic("taskexec: WithDialer: nil function")

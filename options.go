@@ -391,9 +391,9 @@ func WithCategories(categories ...string) WorkerOption {
 }
 
 // WithName names a worker in results, errors and its goodbye. The default is
-// made of the host's name and the process's id. A name that is not 1 to 255
-// bytes of UTF-8 without control characters is an error of Serve,
-// ListenAndServe and ServeConn.
+// made of the host's name and the process's id, so workers that share a process
+// should be given names of their own. A name that is not 1 to 255 bytes of UTF-8
+// without control characters is an error of Serve, ListenAndServe and ServeConn.
 func WithName(name string) WorkerOption {
 	return workerOption(func(c *workerConfig) {
 		if name == "" || !validName(name) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -269,6 +270,26 @@ func TestSingleTasksGoRoundTheIdleWorkers(t *testing.T) {
 			if w.Counts.Done < 9 || w.Counts.Done > 11 {
 				t.Errorf("%s has executed %d of 50 tasks, want its fifth", w.Addr, w.Counts.Done)
 			}
+		}
+	})
+}
+
+func TestAnInstructionMayFillALineToTheByte(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("a:1", func(_ context.Context, task Task) (string, error) { return strconv.Itoa(len(task.Instruction)), nil })
+		fits := defaultMaxLine - len("RUN 0 1 0 \n")
+		var tasks []Task
+		for _, instruction := range []string{strings.Repeat("x", fits), strings.Repeat("x", fits+1), strings.Repeat("\n", fits/2), strings.Repeat("\n", fits/2+1), "x"} {
+			tasks = append(tasks, Task{Category: "a", Instruction: instruction})
+		}
+		report, err := cl.run(t.Context(), cl.coordinator(WithWorkers("a", "a:1")), tasks)()
+		if got, want := outcomes(report), "Done Failed Done Failed Done"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+		want := fmt.Sprintf("an instruction of %d bytes does not fit in a line of worker a:1, which takes %d bytes, escapes included", fits+1, defaultMaxLine)
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v\ndoes not say %q", err, want)
 		}
 	})
 }

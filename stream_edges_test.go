@@ -158,6 +158,48 @@ func TestACanceledRunTellsNoWorkerToShutDown(t *testing.T) {
 	}
 }
 
+// What a Result held, another task of the Stream begins without.
+func TestLossesOfATaskDoNotCountAgainstAnother(t *testing.T) {
+	for _, order := range allOrders {
+		t.Run(order.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex
+				var conn net.Conn // the worker's end of the latest
+				tries := make(map[string]int)
+				w := NewWorker(HandlerFunc(func(ctx context.Context, task Task) (string, error) {
+					mu.Lock()
+					defer mu.Unlock()
+					if tries[task.Instruction]++; tries[task.Instruction] <= maxStrikes { // the first is no strike
+						conn.Close()
+						<-ctx.Done()
+						return "", ctx.Err()
+					}
+					return "", nil
+				}))
+				c := newTestCoordinator(t, WithWorkers("a", "a:1"), WithOrder(order), WithStreamBuffer(1), WithWorkerWait(time.Hour),
+					WithDialer(func(context.Context, string, string) (net.Conn, error) {
+						client, server := net.Pipe()
+						mu.Lock()
+						conn = server
+						mu.Unlock()
+						go w.ServeConn(context.Background(), server)
+						return client, nil
+					}))
+				n := 0
+				for r, err := range c.Stream(t.Context(), slices.Values(tasksOf("a", 3))) {
+					if err != nil || r.Outcome != Done || r.Losses != maxStrikes || r.Attempts != maxStrikes+1 {
+						t.Errorf("got %+v and %v", r, err)
+					}
+					n++
+				}
+				if n != 3 {
+					t.Errorf("got %d results, want 3", n)
+				}
+			})
+		})
+	}
+}
+
 func TestARefusedRunTellsNoWorkerToShutDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

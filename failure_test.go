@@ -286,7 +286,7 @@ func TestAPoisonedTaskIsGivenUpAndHarmsNoOther(t *testing.T) {
 				for _, line := range cl.traced()[1:] {
 					named = append(named, strings.TrimPrefix(line, "death on "))
 				}
-				if want := "(" + strings.Join(named, ", ") + ")"; !strings.Contains(r.Err.Error(), want) {
+				if want := ", on " + strings.Join(named, ", ") + ", so "; !strings.Contains(r.Err.Error(), want) {
 					t.Errorf("%v\ndoes not name the workers %s", r.Err, want)
 				}
 				checkTroubles(t, report)

@@ -695,7 +695,7 @@ func (q *queue) lost(s *session, f flight) (settled bool) {
 		workers := append(q.strikes[r], quoteUnlessPlain(s.name))
 		q.strikes[r] = workers
 		if len(workers) == maxStrikes {
-			q.settle(r, Unknown, fmt.Errorf("%w; %d workers were lost with it and little else in flight (%s), so it may be what brings them down: %w",
+			q.settle(r, Unknown, fmt.Errorf("%w; it was lost %d times with little else in flight, on %s, so it may be what brings workers down: %w",
 				ErrOutcomeUnknown, maxStrikes, strings.Join(workers, ", "), cmp.Or(s.err, errSessionOver)), 0)
 			return true
 		}

@@ -654,7 +654,7 @@ func (r *simRun) checkTask(res Result, attempts []*simAttempt, harm, halted, can
 	case Unknown:
 		s.met[simUnknown] = true
 		why := fmt.Sprint(res.Err)
-		struck := strings.Contains(why, "were lost with it") && !strings.Contains(why, "stopped at")
+		struck := strings.Contains(why, "with little else in flight") && !strings.Contains(why, "stopped at")
 		s.met[simStruckOut] = s.met[simStruckOut] || struck
 		switch {
 		case res.Losses == 0:

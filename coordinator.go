@@ -122,8 +122,8 @@ func (c *Coordinator) finish(r *run) {
 // Shutdown stops every run: no more is sent, what workers have not started is
 // taken back, what runs finishes, and the rest is Skipped. Each Run returns an
 // error that wraps ErrCoordinatorClosed, unless all of its tasks are Done by
-// then, and so does every later Run that has tasks. Shutdown returns nil when all are about to
-// return.
+// then, and so does every later Run that has tasks. Shutdown returns nil when all
+// are about to return.
 //
 // ctx is the caller's patience: if it ends first, Shutdown returns an error
 // that wraps its cause, and the runs go on ending. To stop handlers, end the
@@ -475,8 +475,8 @@ func (r *run) stopSoon(failure error) {
 	r.stopSending(haltSoft, fmt.Errorf("stopped at the first failure: %w", failure), nil)
 }
 
-// stopSending settles what has not been sent by stop. why is nil if that says all
-// that Run's error has to say.
+// stopSending stops the run. stop is the reason that the tasks which are not sent
+// any more are given; why is what Run's error says, or nil if a task's says it.
 func (r *run) stopSending(how halt, stop, why error) {
 	r.mu.Lock()
 	if how <= r.halted || r.over {

@@ -26,15 +26,14 @@ import (
 // wraps ctx.Err() or context.Cause(ctx). Only then is the task Canceled, or has
 // it failed with KindTimeout; another error is the handler's own failure. Some
 // functions have errors of their own for it, such as the "signal: killed" of
-// exec.CommandContext: look at ctx.Err() after them, as the example of a command
-// does.
+// exec.CommandContext: after them, look at ctx.Err() (see the Command example of
+// HandlerFunc).
 //
 // The output travels to the coordinator's Result as it is, bytes of any kind.
 // It is ignored if err is not nil. An error fails the task with err's text, of
 // which the first 4 KiB travel; so does a panic or a call of runtime.Goexit, and
-// the worker goes on serving.
-// An output that does not fit in a line of the wire (1 MiB, escapes included)
-// fails the task too.
+// the worker goes on serving. An output that does not fit in a line of the wire
+// (1 MiB, escapes included) fails the task too.
 //
 // A task may be executed again after a session was lost, possibly while the
 // attempt that was cut off still runs elsewhere: make effects idempotent, with

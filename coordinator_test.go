@@ -963,6 +963,22 @@ func TestAnInstructionThatFitsInNoLineFailsUnsent(t *testing.T) {
 	})
 }
 
+func TestStopSoonSendsNothingAfterAnInstructionThatFitsInNoLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("a:1", func(_ context.Context, task Task) (string, error) {
+			t.Errorf("%.10s is executed", task.Instruction)
+			return "", nil
+		})
+		tasks := []Task{{Category: "a", Instruction: strings.Repeat("x", 2<<20)}, {Category: "a", Instruction: "a2"}}
+		report, err := cl.coordinator(WithWorkers("a", "a:1"), WithOnFailure(StopSoon)).Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if got := outcomes(report); got != "Failed Skipped" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
 func TestAReportThatNobodyWaitsForEndsTheSession(t *testing.T) {
 	for _, tt := range []struct {
 		reason string

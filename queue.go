@@ -434,6 +434,9 @@ func (q *queue) take(s *session, dst []byte) []byte {
 			q.drop(r)
 			q.settle(r, Failed, fmt.Errorf("an instruction of %d bytes does not fit in a line of worker %s, which takes %d bytes, escapes included",
 				len(r.Task.Instruction), quoteUnlessPlain(s.name), s.maxLine), 0)
+			if q.stopping() {
+				break
+			}
 			continue
 		}
 		cost := taskCost(size)

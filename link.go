@@ -224,8 +224,8 @@ func (l *link) connect(ctx context.Context) (*session, error) {
 	}
 	if !l.wantedLocked() {
 		s.ending = true
-		s.wire.end(endAtOnce, nil)
 		close(s.gone)
+		q.run.sessions.Go(func() error { s.hangUp(nil); return nil }) // not here: TLS says goodbye, and a peer may not read
 		return nil, s.fail(errors.New("the run needs it no more"))
 	}
 	l.lost, l.err = nil, nil

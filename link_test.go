@@ -692,3 +692,48 @@ func TestAGreetingThatCannotBeWrittenAwaitsNoAnswer(t *testing.T) {
 		}
 	})
 }
+
+// lateConn greets as a worker that takes its time, and takes nothing.
+type lateConn struct {
+	mutedConn
+	said *strings.Reader
+}
+
+func (c lateConn) Read(p []byte) (int, error) {
+	if c.said.Len() == 0 {
+		return c.Conn.Read(p)
+	}
+	time.Sleep(lastWordsTimeout / 2)
+	return c.said.Read(p)
+}
+
+// Here the writer does not close the connection: it has failed already.
+func TestASessionThatIsWantedNoMoreIsClosedThoughItsWriterFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) { p.welcome() })
+		cl.worker("a:2", func(context.Context, Task) (string, error) { time.Sleep(lastWordsTimeout / 4); return "", nil })
+		cl.worker("b:1", func(context.Context, Task) (string, error) { time.Sleep(time.Minute); return "", nil })
+		dials := 0
+		dialer := WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if addr == "a:1" {
+				dials++
+			}
+			if addr != "a:1" || dials == 1 {
+				return cl.dial(ctx, network, addr)
+			}
+			client, server := net.Pipe()
+			t.Cleanup(func() { server.Close() })
+			conn := &dialedConn{Conn: client, cluster: cl, addr: addr, over: make(chan struct{})}
+			cl.mu.Lock()
+			defer cl.mu.Unlock()
+			cl.conns = append(cl.conns, conn)
+			return lateConn{mutedConn{conn}, strings.NewReader("WELCOME taskexec/1 {}\n")}, nil
+		})
+		c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithWorkers("b", "b:1"), WithWorkerShutdown(), dialer)
+		report, _ := c.Run(t.Context(), mustParse(t, "a1 b1")) // a:1 says no goodbye
+		if got := outcomes(report); got != "Done Done" || dials != 2 {
+			t.Errorf("got %s and %d dials", got, dials)
+		}
+	})
+}

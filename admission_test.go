@@ -299,6 +299,45 @@ func TestServeEndsThoughItsListenerFails(t *testing.T) {
 	}
 }
 
+// panickyListener panics once it has accepted a connection.
+type panickyListener struct {
+	*memListener
+	accepted bool
+}
+
+func (l *panickyListener) Accept() (net.Conn, error) {
+	if l.accepted {
+		time.Sleep(time.Second)
+		panic("no good")
+	}
+	l.accepted = true
+	return l.memListener.Accept()
+}
+
+func TestAPanicOfAListenerEndsItsSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var network memNetwork
+		ln := &panickyListener{memListener: network.listen("w:1")}
+		raised := make(chan any, 1)
+		go func() {
+			defer func() { raised <- recover() }()
+			NewWorker(parrot).Serve(t.Context(), ln)
+		}()
+		conn, err := network.dial(t.Context(), "mem", "w:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		p := newPeer(t, conn)
+		p.send(helloA)
+		p.expect("WELCOME …")
+		p.expectClosing()
+		if got := <-raised; got != "no good" {
+			t.Errorf("Serve panicked with %v", got)
+		}
+	})
+}
+
 // Whatever connections do, and a drain too, each gives back the place that it
 // had, and no other's.
 func TestEachConnectionGivesBackItsOwnPlace(t *testing.T) {

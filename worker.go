@@ -234,10 +234,10 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) (err error) {
 	w.logServing(ln)
 	defer func() { w.logServed(err) }()
 	defer ln.Close()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil) // if Accept panics, nothing else ends the sessions
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	fail := func(err error) error {
 		err = &servingError{w.config.name, err}

@@ -92,8 +92,8 @@ func (c *Coordinator) Run(ctx context.Context, tasks []Task) (*Report, error) {
 	r.tasks = tasks
 	err := c.begin(r)
 	if err == nil {
+		defer c.finish(r)
 		err = r.execute(ctx, r.runPlan)
-		c.finish(r)
 	}
 	report, err := r.report(err)
 	r.logEnded(report.Counts, err)

@@ -537,3 +537,28 @@ func TestNoInstructionThatAPeerQuotesIsLoggedAboveDebug(t *testing.T) {
 		}
 	})
 }
+
+// panickyLog panics when it is given anything to log.
+type panickyLog struct{ logRecorder }
+
+func (l *panickyLog) Handle(context.Context, slog.Record) error { panic("no good") }
+func (l *panickyLog) WithAttrs([]slog.Attr) slog.Handler        { return l }
+
+func TestShutdownDoesNotWaitForARunThatPanicked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newTestCoordinator(t, WithWorkers("a", "a:1"), WithLogger(slog.New(new(panickyLog))))
+		func() {
+			defer func() {
+				if got := recover(); got != "no good" {
+					t.Errorf("Run panicked with %v", got)
+				}
+			}()
+			c.Run(t.Context(), tasksOf("a", 1))
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if err := c.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+}

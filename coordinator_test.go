@@ -1140,6 +1140,22 @@ func TestTheLastWorkerLostEndsTheRunAndNamesIt(t *testing.T) {
 	})
 }
 
+func TestAnAddressIsHarmlessWhenItsWorkerIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		addr := "a\x1b\n:1"
+		cl.script(addr, func(p *peer) {
+			p.welcome()
+			p.expect("RUN 0 1 0 a1")
+		})
+		_, err := cl.coordinator(WithWorkers("a", addr)).Run(t.Context(), mustParse(t, "a1"))
+		if !errors.Is(err, ErrNoWorker) {
+			t.Fatalf("got %v", err)
+		}
+		harmless(t, err.Error(), most)
+	})
+}
+
 func TestAWorkerLostBetweenStagesIsMissedWhenItsStageComes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

@@ -758,7 +758,7 @@ func (q *queue) noWorker() error {
 		if l.err != nil {
 			why += ", and then " + unprefixed(l.err)
 		}
-		tried = append(tried, fmt.Sprintf("%s: %s", l.addr, why))
+		tried = append(tried, fmt.Sprintf("%s: %s", quoteUnlessPlain(l.addr), why))
 	}
 	waited := ""
 	if wait := q.run.config.workerWait; wait > 0 {

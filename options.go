@@ -175,12 +175,14 @@ func splitAddr(addr string) (network, address string, err error) {
 
 // WithDialer has dial make the connections to workers. It is called with the
 // network "tcp" or "unix" and the address of WithWorkers without its unix:
-// prefix. The DialContext methods of net.Dialer and tls.Dialer fit, and so does
-// a function that returns one end of a net.Pipe. A *tls.Conn is used as it is,
-// whatever WithTLS says. A connection that takes no deadlines, such as one
-// through an SSH client, is refused, since nothing could bound a wait for it; those
-// that dial has set are lifted. The default is the DialContext of a zero
-// net.Dialer. A nil dial panics.
+// prefix, on several goroutines at a time. Its ctx bounds the dial, and not the
+// connection; a run waits for a dial that goes on when its ctx has ended. The
+// DialContext methods of net.Dialer and tls.Dialer fit, and so does a function
+// that returns one end of a net.Pipe. A *tls.Conn is used as it is, whatever
+// WithTLS says. A connection that takes no deadlines, such as one through an SSH
+// client, is refused, since nothing could bound a wait for it; those that dial has
+// set are lifted. The default is the DialContext of a zero net.Dialer. A nil dial
+// panics.
 func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, error)) CoordinatorOption {
 	if dial == nil {
 		panic("taskexec: WithDialer: nil function")

@@ -71,6 +71,9 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 		return nil, s.fail(err)
 	}
 	conn, err := r.config.dial(dialCtx, network, address)
+	if conn == nil && err == nil {
+		err = errors.New("the dialer returned neither a connection nor an error")
+	}
 	if err != nil {
 		if ctx.Err() == nil && dialCtx.Err() != nil {
 			err = fmt.Errorf("no connection within %v: %w", timeout, err)

@@ -973,6 +973,47 @@ func TestAnInstructionThatFitsInNoLineFailsUnsent(t *testing.T) {
 	})
 }
 
+// Its outcome is that of the attempt before.
+func TestATaskThatWasSentMayNotFitInALineOfTheNextWorker(t *testing.T) {
+	for name, tt := range map[string]struct {
+		says string // the first worker, of the task
+		want string
+	}{
+		"lost":   {"", "Unknown on worker a:1, attempt 1: it may have been executed, and is not sent again: an instruction of 5000 bytes"},
+		"failed": {"FAIL 0 error 0 no good", "Failed on worker a:1, attempt 1: no good (and not tried again: an instruction of 5000 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				cl.scripts("a:1", func(n int, p *peer) {
+					p.expect("HELLO …")
+					if n == 0 {
+						p.send("WELCOME taskexec/1 {}")
+						p.expect("RUN 0 1 0 …")
+						if tt.says != "" {
+							p.send(tt.says)
+						}
+						return
+					}
+					p.send(`WELCOME taskexec/1 {"max_line":4096,"worker":"small"}`)
+					p.expectEnd()
+				})
+				tasks := []Task{{Category: "a", Instruction: strings.Repeat("x", 5000)}}
+				report, err := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute),
+					WithRetry(Retry{Attempts: 2, FirstDelay: time.Hour})).Run(t.Context(), tasks)
+				checkReport(t, tasks, report, err)
+				r := report.Results[0]
+				if !strings.Contains(r.Err.Error(), tt.want) {
+					t.Errorf("got %v", r.Err)
+				}
+				if r.Attempts != 1 || r.Retries != 0 || report.Troubles.Retries != 0 {
+					t.Errorf("got %d attempts, %d retries and %+v", r.Attempts, r.Retries, report.Troubles)
+				}
+			})
+		})
+	}
+}
+
 func TestStopSoonSendsNothingAfterAnInstructionThatFitsInNoLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

@@ -432,8 +432,8 @@ func (q *queue) take(s *session, dst []byte) []byte {
 		if size == 0 || size > s.maxLine {
 			dst = dst[:start]
 			q.drop(r)
-			q.settle(r, Failed, fmt.Errorf("an instruction of %d bytes does not fit in a line of worker %s, which takes %d bytes, escapes included",
-				len(r.Task.Instruction), quoteUnlessPlain(s.name), s.maxLine), 0)
+			q.settleUnsent(r, Failed, fmt.Errorf("an instruction of %d bytes does not fit in a line of worker %s, which takes %d bytes, escapes included",
+				len(r.Task.Instruction), quoteUnlessPlain(s.name), s.maxLine))
 			if q.stopping() {
 				break
 			}
@@ -603,8 +603,7 @@ func (q *queue) putBack(back []*Result) {
 	q.wakeTakers(len(back))
 }
 
-// settleWaiting settles what will not be sent any more: as the last attempt
-// ended, or as never started if there was none. q.mu is held.
+// settleWaiting settles what will not be sent any more. q.mu is held.
 func (q *queue) settleWaiting() {
 	rest := append(q.again, q.waiting.all()...)
 	for _, d := range q.delayed {
@@ -614,16 +613,22 @@ func (q *queue) settleWaiting() {
 	q.tellLow()
 	slices.SortFunc(rest, func(a, b *Result) int { return cmp.Compare(a.Index, b.Index) })
 	for _, r := range rest {
-		switch {
-		case r.Err != nil:
-			r.Retries-- // the retry that it waits for is not made
-			q.troubles.Retries--
-			q.settle(r, Failed, fmt.Errorf("%w (and not tried again: %w)", r.Err, q.why), 0)
-		case r.Losses > 0:
-			q.settle(r, Unknown, fmt.Errorf("%w, and is not sent again: %w", ErrOutcomeUnknown, q.why), 0)
-		default:
-			q.settle(r, Skipped, q.why, 0)
-		}
+		q.settleUnsent(r, Skipped, q.why)
+	}
+}
+
+// settleUnsent settles a task that is not sent, or not again: as the last attempt
+// ended, or with outcome o if there was none. q.mu is held.
+func (q *queue) settleUnsent(r *Result, o Outcome, why error) {
+	switch {
+	case r.Err != nil:
+		r.Retries-- // the retry that it waits for is not made
+		q.troubles.Retries--
+		q.settle(r, Failed, fmt.Errorf("%w (and not tried again: %w)", r.Err, why), 0)
+	case r.Losses > 0:
+		q.settle(r, Unknown, fmt.Errorf("%w, and is not sent again: %w", ErrOutcomeUnknown, why), 0)
+	default:
+		q.settle(r, o, why, 0)
 	}
 }
 

@@ -987,6 +987,45 @@ func TestABigLineOnASlowLinkEndsNeitherSide(t *testing.T) {
 	}
 }
 
+// pingedConn has read the answer to a PING before it returns from writing it.
+type pingedConn struct{ net.Conn }
+
+func (c pingedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if strings.HasPrefix(string(p), "PING ") {
+		synctest.Wait()
+	}
+	return n, err
+}
+
+func TestAPingThatWasAnsweredAtOnceDoesNotMakeTheNextLate(t *testing.T) {
+	// The next waits behind a line that takes longer than all timeouts.
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) {
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"heartbeat":true}`)
+			p.expect("RUN 0 1 0 short", "PING 1")
+			p.send("PONG 1\nDONE 0 0")
+			for range 5 {
+				time.Sleep(4 * time.Second)
+				io.CopyN(io.Discard, p.in, 64<<10)
+			}
+			p.expect("xxx…", "PING 2")
+			p.send("PONG 2\nDONE 1 0")
+			io.Copy(io.Discard, p.in)
+		})
+		dialer := WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := cl.dial(ctx, network, addr)
+			return pingedConn{conn}, err
+		})
+		tasks := []Task{{Category: "a", Instruction: "short"}, {Category: "a", Instruction: strings.Repeat("x", 340<<10)}}
+		if _, err := cl.coordinator(WithWorkers("a", "a:1"), dialer).Run(t.Context(), tasks); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestAWorkersShutdownDuringARunGivesBackWhatItHasNotStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

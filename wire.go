@@ -496,9 +496,16 @@ func (c *wire) write(lines []byte) error {
 // writeUrgent writes urgent lines, and notes if the peer has now been asked for
 // a sign of life.
 func (c *wire) writeUrgent(lines []byte) error {
+	if !bytes.Contains(lines, []byte("PING ")) {
+		return c.writeLine(lines)
+	}
+	heard := c.heard.Load()
 	err := c.writeLine(lines)
-	if err == nil && bytes.Contains(lines, []byte("PING ")) {
+	if err == nil {
 		c.probed.CompareAndSwap(0, int64(c.age()))
+		if c.heard.Load() != heard { // the answer is there already
+			c.probed.Store(0)
+		}
 	}
 	return err
 }

@@ -493,8 +493,7 @@ func (p *plan) categories() []string {
 // stages gives the stages in order, numbered from 0, none of them empty.
 //
 // The slices of a stage are used again for the next one, so that a million stages cost no allocation each: they are
-// valid until the loop goes on. The indices within a group are the plan's: they are valid as long as it is, and may be
-// appended to but not written to.
+// valid until the loop goes on. The indices within a group are the plan's: they are valid as long as it is, and must not be changed.
 func (p *plan) stages() iter.Seq2[int, stage] {
 	return func(yield func(int, stage) bool) {
 		var s stage
@@ -507,8 +506,7 @@ func (p *plan) stages() iter.Seq2[int, stage] {
 				if !p.single {
 					size = p.arrangement.extents[c].tasks
 				}
-				// The capacity ends with the group, so that a queue made of it can put tasks back without writing into the next.
-				group := stageGroup{category: p.arrangement.categories[c], indices: rest[:size:size]}
+				group := stageGroup{category: p.arrangement.categories[c], indices: rest[:size]}
 				rest = rest[size:]
 				s.groups = append(s.groups, group)
 				// The group with a category's last task is the last group of it.

@@ -230,7 +230,7 @@ func (s *workerSession) greet() error {
 	}
 	s.seen = sessionReady
 	s.wire.in.limit = defaultMaxLine
-	s.wire.setReadDeadline(time.Time{})
+	s.wire.liftReadDeadline()
 	if s.log != nil {
 		s.pulse.Go(s.log.open(h, s.coordinator)) // the reader does not wait for it
 	}

@@ -84,7 +84,7 @@ type Troubles struct {
 	Losses  int // attempts that ended with their session
 	Retries int // attempts made because a handler had failed
 	Returns int // tasks that a worker gave back unstarted
-	Redials int // sessions opened after one with the same worker was lost
+	Redials int // sessions opened after the first with a worker
 	Stuck   int // handlers that went on after their timeout
 }
 

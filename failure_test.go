@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -1265,6 +1266,32 @@ func TestThatAFollowerWasStoppedIsNoReason(t *testing.T) {
 		_, err := cl.run(t.Context(), c, tasksOf("a", 2))()
 		if !errors.Is(err, ErrNoWorker) || strings.Contains(err.Error(), "canceled") || dials.Load() < 3 {
 			t.Errorf("got %v after %d dials", err, dials.Load())
+		}
+	})
+}
+
+// As a test's dialer does that calls FailNow.
+func TestADialerThatEndsItsGoroutineHoldsUpNoRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) {
+			p.welcome()
+			p.expect("RUN 0 1 0 a0")
+			p.send("DRAIN")
+			time.Sleep(time.Minute)
+			p.send("DONE 0 0", "GOODBYE")
+			p.expectEnd()
+		})
+		dials := 0
+		dialer := WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if dials++; dials > 1 {
+				runtime.Goexit()
+			}
+			return cl.dial(ctx, network, addr)
+		})
+		report, err := cl.run(t.Context(), cl.coordinator(WithWorkers("a", "a:1"), dialer), tasksOf("a", 1))()
+		if err != nil || report.Elapsed != time.Minute || dials != 2 {
+			t.Errorf("got %v after %v and %d dials", err, report.Elapsed, dials)
 		}
 	})
 }

@@ -114,6 +114,7 @@ func (s *session) startFollower() {
 	f := &follower{stop, make(chan bool, 1)}
 	s.follower = f
 	s.run.sessions.Go(func() error {
+		defer close(f.found) // should the dialer end this goroutine (runtime.Goexit)
 		slotEnds, failures := l.slotEnds, l.failures
 		next := l.follow(ctx, s)
 		switch soon := time.Now().Add(defaultBackoff.slot(l.failures)); {

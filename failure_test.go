@@ -724,6 +724,26 @@ func TestASilentWorkerIsDeadAfterTheTimeoutAndWhatItSaysThenDoesNotCount(t *test
 	})
 }
 
+func TestALateReportIsNotTheReasonWhyAWorkerSaidNoGoodbye(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) {
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"heartbeat":true}`)
+			p.expect("RUN …", "PING 1", "PING 2")
+			time.Sleep(5500 * ms)
+			io.WriteString(p.conn, "DONE 0 0 late\nDONE 1 0 late\n")
+			p.expect("ERROR timeout nothing heard for 15s")
+		})
+		cl.worker("a:2", func(context.Context, Task) (string, error) { time.Sleep(time.Minute); return "", nil })
+		c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithWorkerShutdown())
+		_, err := cl.run(t.Context(), c, tasksOf("a", 2))()
+		if err == nil || !strings.Contains(err.Error(), "not told to shut down: protocol error (timeout): nothing heard for 15s") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
 func TestAWorkerThatOffersNoHeartbeatMayBeSilentForAnHour(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

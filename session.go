@@ -384,8 +384,10 @@ func (s *session) report(batch []message) error {
 	}
 	if err != nil {
 		s.faulted(err)
-		s.err = s.fail(err) // if nobody else is left, the run ends with it
-		q.retire(s)         // or it would be sent what is put back
+		if !s.ending {
+			s.err = s.fail(err) // if nobody else is left, the run ends with it
+		}
+		q.retire(s) // or it would be sent what is put back
 	}
 	s.pace.reported(executed, spent, s.held.len(), s.slots, s.window, now)
 	q.weigh(s)

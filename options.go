@@ -305,8 +305,8 @@ func WithHeartbeat(interval, timeout time.Duration) CoordinatorOption {
 // then; a task whose handler returns an error that wraps
 // context.DeadlineExceeded because of that fails with KindTimeout, and one whose
 // handler has not returned a second later with KindStuck: the handler keeps its
-// slot until it returns, and what it returns is dropped. d is rounded up to a whole millisecond. The default, 0,
-// is none. A negative d panics.
+// slot until it returns, and what it returns is dropped. d is rounded up to a
+// whole millisecond. The default, 0, is none. A negative d panics.
 func WithTaskTimeout(d time.Duration) CoordinatorOption {
 	if d < 0 {
 		panic(fmt.Sprintf("taskexec: WithTaskTimeout: %v is negative", d))

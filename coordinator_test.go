@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -1742,6 +1743,40 @@ func TestConnectionsThatAreSlowToCloseAreClosedTogether(t *testing.T) {
 		}
 		if took := time.Since(start); took > 3*time.Second {
 			t.Errorf("the run took %v", took)
+		}
+	})
+}
+
+// closingConn is slow to close, as TLS is. Meanwhile nothing can be read, and who
+// closes it once more does not wait.
+type closingConn struct {
+	net.Conn
+	closing atomic.Bool
+}
+
+func (c *closingConn) Close() error {
+	if c.closing.Swap(true) {
+		return net.ErrClosed
+	}
+	c.SetReadDeadline(time.Now())
+	return slowToClose{c.Conn}.Close()
+}
+
+func TestARunThatIsCanceledBeforeItsWorkerGreetsLeavesNoConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) { p.expect("HELLO …"); p.expectEnd() })
+		dialer := WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := cl.dial(ctx, network, addr)
+			return &closingConn{Conn: conn}, err
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := cl.coordinator(WithWorkers("a", "a:1"), dialer).Run(ctx, tasksOf("a", 1)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		if !cl.dialed()[0].closed() {
+			t.Error("Run has returned, and its connection is still open")
 		}
 	})
 }

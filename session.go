@@ -100,9 +100,11 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 	s.wire.sendFirst(greeting) // a worker may say WELCOME and PING without waiting for it
 	r.sessions.Go(func() error { s.write(); return nil })
 	s.wire.setReadDeadline(deadline)
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { conn.Close(); close(closed) })
 	err = s.greet(deadline)
 	if !stop() {
+		<-closed // TLS says goodbye, and a peer may not read
 		err = context.Cause(ctx)
 	}
 	if err != nil {

@@ -1081,6 +1081,66 @@ func TestAReportThatNobodyWaitsForEndsTheSession(t *testing.T) {
 	}
 }
 
+// splitConn is a connection whose halves end apart, as those of TCP do: of one pipe
+// it reads, of the other it writes.
+type splitConn struct {
+	net.Conn
+	out net.Conn
+}
+
+func (c splitConn) Write(b []byte) (int, error)        { return c.out.Write(b) }
+func (c splitConn) CloseWrite() error                  { return c.out.Close() }
+func (c splitConn) Close() error                       { return errors.Join(c.out.Close(), c.Conn.Close()) }
+func (c splitConn) SetWriteDeadline(t time.Time) error { return c.out.SetWriteDeadline(t) }
+func (c splitConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.out.SetWriteDeadline(t), c.Conn.SetReadDeadline(t))
+}
+
+// A worker that has ended its half of the connection, as one does that writes all it
+// has to say and then listens, is still told what was wrong with it.
+func TestAWorkerThatHasEndedItsHalfIsToldItsFault(t *testing.T) {
+	for _, tt := range []struct {
+		reason string
+		play   func(p *peer)
+		want   string
+	}{
+		{"no greeting", func(p *peer) { p.send("DONE 0 0") }, "ERROR protocol …"},
+		{"a bad greeting", func(p *peer) { p.send("WELCOME taskexec/1 []") }, "ERROR greeting …"},
+		{"a bad report", func(p *peer) {
+			p.send("WELCOME taskexec/1 {}")
+			p.expect("RUN 0 1 0 a0")
+			p.send("DONE 0")
+		}, "ERROR syntax …"},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				in, theirOut := net.Pipe()
+				out, theirIn := net.Pipe()
+				played := make(chan struct{})
+				go func() {
+					defer close(played)
+					p := newPeer(t, splitConn{theirIn, theirOut})
+					p.expect("HELLO …")
+					tt.play(p)
+					theirOut.Close()
+					time.Sleep(lastWordsTimeout / 2) // a slow reader is not a dead one
+					p.expect(tt.want)
+					p.expectEnd()
+				}()
+				c := newTestCoordinator(t, WithWorkers("a", "a:1"), WithWorkerWait(0), WithAtMostOnce(),
+					WithDialer(func(context.Context, string, string) (net.Conn, error) { return splitConn{in, out}, nil }))
+				tasks := tasksOf("a", 1)
+				report, err := c.Run(t.Context(), tasks)
+				checkReport(t, tasks, report, err)
+				<-played
+				if err == nil {
+					t.Error("the run succeeded")
+				}
+			})
+		})
+	}
+}
+
 func TestATaskIsSentToAnotherWorkerWhenItsSessionEnds(t *testing.T) {
 	ending := func(lines ...string) func(p *peer, held []string) {
 		return func(p *peer, _ []string) {

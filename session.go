@@ -23,6 +23,7 @@ type session struct {
 	addr  string // the link's
 	wire  *wire
 	gone  chan struct{} // closed when the session is over, and everything it knew is told
+	wrote chan struct{} // closed when the writer has nothing more to say
 
 	mayGive  atomic.Bool // the worker has reason to send RETURN; set with queue.mu held
 	chatter  allowance   // the reader's
@@ -65,7 +66,7 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 	deadline := time.Now().Add(timeout)
 	dialCtx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	s := &session{run: r, queue: q, link: l, addr: l.addr, gone: make(chan struct{})}
+	s := &session{run: r, queue: q, link: l, addr: l.addr, gone: make(chan struct{}), wrote: make(chan struct{})}
 	network, address, err := splitAddr(l.addr)
 	if err != nil {
 		return nil, s.fail(err)
@@ -178,6 +179,7 @@ func (s *session) fail(err error) error {
 
 // write is the writer.
 func (s *session) write() {
+	defer close(s.wrote)
 	err := s.wire.writeLoop()
 	s.queue.mu.Lock()
 	defer s.queue.mu.Unlock()
@@ -222,6 +224,7 @@ func (s *session) faulted(err error) bool {
 func (s *session) hangUp(err error) {
 	if s.faulted(err) {
 		s.wire.discard()
+		<-s.wrote // a worker that has ended its half has nothing to discard, and may still read
 	}
 	s.wire.end(endAtOnce, nil)
 	s.wire.conn.Close()

@@ -558,15 +558,16 @@ func (r *run) dismiss(ctx context.Context) {
 	}
 }
 
-// neededAt says whether a later stage has a session with another instance at the
-// address of s: the worker was restarted, and one of the two sessions is over,
-// though this side may not have noticed yet.
+// neededAt says whether a later stage has a session at the address of s that does
+// not name the same instance. With another, the worker was restarted, and one of
+// the two sessions is over, though this side may not have noticed yet. With none,
+// both may lead to one worker, which SHUTDOWN would end for both.
 func (r *run) neededAt(s *session) bool {
 	for category := range r.needed {
 		q := r.queues[category]
 		q.mu.Lock()
 		found := slices.ContainsFunc(q.links, func(l *link) bool {
-			return l.addr == s.addr && l.session != nil && l.session.instance != s.instance
+			return l.addr == s.addr && l.session != nil && (s.instance == "" || l.session.instance != s.instance)
 		})
 		q.mu.Unlock()
 		if found {

@@ -1676,6 +1676,36 @@ func TestWorkersWithoutInstanceAreKnownByTheirSession(t *testing.T) {
 	})
 }
 
+// A process that names no instance may well be one worker for all categories that
+// its address is listed for.
+func TestAWorkerWithoutInstanceIsToldToShutDownWhenNoStageNeedsItsAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.scriptsBeside("w:1", func(_ int, p *peer) {
+			hello := p.next()
+			p.send("WELCOME taskexec/1 {}")
+			p.expect("RUN …")
+			if strings.Contains(hello, `"category":"a"`) {
+				p.send("DONE 0 0")
+			} else {
+				time.Sleep(time.Second)
+				cl.log("b is done")
+				p.send("DONE 1 0")
+			}
+			p.expect("SHUTDOWN")
+			cl.log("told")
+			p.send("GOODBYE")
+		})
+		tasks := mustParse(t, "a1 b1")
+		c := cl.coordinator(WithWorkers("a", "w:1"), WithWorkers("b", "w:1"), WithWorkerShutdown())
+		report, err := c.Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if diff := cmp.Diff([]string{"b is done", "told", "told"}, cl.traced()); diff != "" || err != nil {
+			t.Errorf("%v; (-want +got):\n%s", err, diff)
+		}
+	})
+}
+
 func TestWorkersAreToldToShutDownAfterAFailedStageButNotAfterACancel(t *testing.T) {
 	for _, canceled := range []bool{false, true} {
 		t.Run(fmt.Sprintf("canceled=%v", canceled), func(t *testing.T) {

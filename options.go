@@ -356,9 +356,10 @@ func WithWindow(n int) CoordinatorOption {
 // Workers are told after a stage with failures too, but not after Run's ctx has
 // ended or the loop of a Stream was left, nor by a Run or a Stream that was refused
 // before it sent anything. A worker is known by the instance it names in its
-// greeting, so one that serves several categories is told once. A goodbye that is
-// refused (see WithRemoteShutdown) or does not come is part of Run's error, though
-// every task may be Done.
+// greeting, so one that serves several categories is told once; one that names none
+// is told in each of its sessions, when no later stage needs its address. A goodbye
+// that is refused (see WithRemoteShutdown) or does not come is part of Run's error,
+// though every task may be Done.
 func WithWorkerShutdown() CoordinatorOption {
 	return coordinatorOption(func(c *coordinatorConfig) { c.shutdown = true })
 }

@@ -932,16 +932,6 @@ func TestTheDialerIsGivenNetworkAndAddress(t *testing.T) {
 	}
 }
 
-func TestADialerThatReturnsNothingIsNamed(t *testing.T) {
-	c := newTestCoordinator(t, WithWorkers("a", "a:1"), WithWorkerWait(0),
-		WithDialer(func(context.Context, string, string) (net.Conn, error) { return nil, nil }))
-	_, err := c.Run(t.Context(), tasksOf("a", 1))
-	var named *WorkerError
-	if !errors.As(err, &named) || !strings.Contains(err.Error(), "the dialer returned neither a connection nor an error") {
-		t.Errorf("got %v", err)
-	}
-}
-
 func TestAnInstructionThatFitsInNoLineFailsUnsent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

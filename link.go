@@ -188,12 +188,12 @@ func (l *link) redial(ctx context.Context, failures int, strict bool) *session {
 // cut off inside its line. A peer that greets wrongly is not what was meant, and
 // will not change.
 //
-// What is wrong with a certificate, with a connection without one, or with the
-// kind of the connection, stays so.
+// What is wrong with a certificate, with a connection without one, with the kind
+// of the connection, or with the dialer, stays so.
 func mayPass(err error) bool {
 	var handshake *handshakeError
 	if errors.As(err, &handshake) && handshake.stays || refusesCertificate(err) ||
-		errors.Is(err, ErrInsecureTransport) || errors.Is(err, errPeersUnseen) || errors.Is(err, errNoDeadlines) {
+		errors.Is(err, ErrInsecureTransport) || errors.Is(err, errPeersUnseen) || errors.Is(err, errNoDeadlines) || errors.Is(err, errNoConnection) {
 		return false
 	}
 	var said *ProtocolError

@@ -73,7 +73,7 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 	}
 	conn, err := r.config.dial(dialCtx, network, address)
 	if conn == nil && err == nil {
-		err = errors.New("the dialer returned neither a connection nor an error")
+		err = errNoConnection
 	}
 	if err != nil {
 		if ctx.Err() == nil && dialCtx.Err() != nil {

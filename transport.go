@@ -43,6 +43,9 @@ func WithInsecure() Option {
 // up: whoever waits for its other side could wait for ever.
 var errNoDeadlines = errors.New("taskexec: the connection takes no deadlines; use one whose SetDeadline, SetReadDeadline and SetWriteDeadline work")
 
+// errNoConnection is why there is no session if a dialer is at fault.
+var errNoConnection = errors.New("taskexec: WithDialer: the function returned neither a connection nor an error")
+
 // checkDeadlines refuses conn if it does not take deadlines of all kinds.
 func checkDeadlines(conn net.Conn) error {
 	for _, set := range []func(time.Time) error{conn.SetDeadline, conn.SetReadDeadline, conn.SetWriteDeadline} {

@@ -317,3 +317,13 @@ func TestAConnectionWithoutDeadlinesIsRefused(t *testing.T) {
 		}
 	})
 }
+
+func TestADialerThatReturnsNothingIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nothing := func(context.Context, string, string) (net.Conn, error) { return nil, nil }
+		report, err := newTestCoordinator(t, WithWorkers("a", "a:1"), WithWorkerWait(time.Hour), WithDialer(nothing)).Run(t.Context(), mustParse(t, "a1"))
+		if !errors.Is(err, errNoConnection) || report.Elapsed > 0 {
+			t.Errorf("Run returned %v after %v", err, report.Elapsed)
+		}
+	})
+}

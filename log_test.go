@@ -562,3 +562,28 @@ func TestShutdownDoesNotWaitForARunThatPanicked(t *testing.T) {
 		}
 	})
 }
+
+func TestARunThatGivesUpSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mine, theirs := newLogRecorder(slog.LevelInfo), newLogRecorder(slog.LevelInfo)
+		cl := newCluster(t)
+		release := make(chan struct{})
+		cl.worker("a:1", func(context.Context, Task) (string, error) { <-release; return "", nil })
+		cl.worker("a:2", until, WithLogger(slog.New(theirs))) // it reports
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		c := cl.coordinator(WithWorkers("a", "a:1", "a:2"), WithLogger(slog.New(mine)))
+		tasks := tasksOf("a", 2)
+		report, err := c.Run(ctx, tasks)
+		checkReport(t, tasks, report, err)
+		close(release)
+		synctest.Wait()
+		keys := []string{keyAddr, keyCode, keyByPeer, keyError}
+		want := "WARN session lost addr=a:1 code=timeout by_peer=false error=tasks were not reported within 10s after CANCEL"
+		lost := slices.DeleteFunc(mine.lines(keys...), func(line string) bool { return !strings.HasPrefix(line, "WARN session") })
+		if d := cmp.Diff([]string{want}, lost); d != "" {
+			t.Errorf("the coordinator logged (-want +got):\n%s", d)
+		}
+		theirs.expectLines(t, nil, "INFO worker serving", "INFO session opened", "INFO session closed")
+	})
+}

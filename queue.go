@@ -731,20 +731,27 @@ func (q *queue) halt(how halt, why error) {
 	}
 }
 
-// abandon gives up on what is still held: its outcome is Unknown.
+// abandon gives up on what is still held: its outcome is Unknown. A session that
+// holds nothing is left to the end of the run.
 func (q *queue) abandon(why error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	defer q.tell()
-	for _, s := range q.sessions {
+	for _, s := range slices.Clone(q.sessions) {
 		q.retire(s)
-		for _, f := range s.flights() {
+		held := s.flights()
+		if len(held) == 0 {
+			continue
+		}
+		for _, f := range held {
 			q.release(s, f.result.Index)
 			f.result.Losses++
 			q.troubles.Losses++
 			q.settle(f.result, Unknown, fmt.Errorf("%w: %w", ErrOutcomeUnknown, why), 0)
 		}
-		s.wire.endWithError(faultf(codeTimeout, "tasks were not reported in time after CANCEL"))
+		fault := faultf(codeTimeout, "tasks were not reported within %v after CANCEL", q.run.config.cancelGrace)
+		s.leaveLocked(fault) // before the run ends, and the reader finds only that the connection is over
+		s.wire.endWithError(fault)
 	}
 }
 

@@ -243,9 +243,13 @@ func (s *session) close() {
 
 // leave ends the session's part in the queue.
 func (s *session) leave(err error) {
+	s.queue.mu.Lock()
+	defer s.queue.unlock()
+	s.leaveLocked(err)
+}
+
+func (s *session) leaveLocked(err error) {
 	q := s.queue
-	q.mu.Lock()
-	defer q.unlock()
 	if !s.ending && err != nil {
 		s.err = s.fail(s.whyLostLocked(err))
 	}

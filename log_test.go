@@ -587,3 +587,25 @@ func TestARunThatGivesUpSaysSo(t *testing.T) {
 		theirs.expectLines(t, nil, "INFO worker serving", "INFO session opened", "INFO session closed")
 	})
 }
+
+func TestACoordinatorThatDoesNotAnswerIsNamedAsTheReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		w := NewWorker(HandlerFunc(until), WithLogger(slog.New(log)))
+		here, there := net.Pipe()
+		defer here.Close()
+		p := newPeer(t, here)
+		go func() {
+			p.send(`HELLO taskexec/1 {"category":"a","timeout_ms":10000}`)
+			p.expect("WELCOME taskexec/1 …")
+			p.send("RUN 0 1 0 x")
+			io.Copy(io.Discard, p.in)
+		}()
+		err := w.ServeConn(t.Context(), there)
+		if fault, ok := errors.AsType[*ProtocolError](err); !ok || fault.Code != codeTimeout || fault.Remote {
+			t.Errorf("ServeConn returned %v", err)
+		}
+		log.expectLines(t, []string{keyCode, keyByPeer, keyError}, "INFO session opened",
+			"WARN session lost code=timeout by_peer=false error=no answer to a PING for 8s")
+	})
+}

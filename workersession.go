@@ -27,10 +27,11 @@ type workerSession struct {
 	secured     chan struct{} // closed when the TLS handshake is over, or there is none
 	over        chan struct{} // closed when the connection is over
 	pulse       sync.WaitGroup
-	batch       []job        // the reader's: RUNs read and not yet accepted
-	seen        sessionState // the reader's: the latest it knows of
-	chatter     allowance    // the reader's
-	log         *sessionLog  // complete before any job exists
+	unanswered  *ProtocolError // why keepLease ended the session, if it did; to be read after pulse
+	batch       []job          // the reader's: RUNs read and not yet accepted
+	seen        sessionState   // the reader's: the latest it knows of
+	chatter     allowance      // the reader's
+	log         *sessionLog    // complete before any job exists
 
 	mu       sync.Mutex // guards following
 	room     sync.Cond  // waited on by reports that do not fit
@@ -116,6 +117,8 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) (err error) {
 		return nil
 	case errors.As(readErr, &said):
 		return &sessionError{w.config.name, said}
+	case s.unanswered != nil:
+		return &sessionError{w.config.name, s.unanswered}
 	case readErr == errTorn:
 		return &sessionError{w.config.name, readErr}
 	case writeErr != nil:
@@ -273,7 +276,8 @@ func (s *workerSession) keepLease(timeout time.Duration) {
 			end = slowUntil
 		default:
 			s.cancel(errLeaseOver)
-			s.wire.endWithError(faultf(codeTimeout, "no answer to a PING for %v", lease))
+			s.unanswered = faultf(codeTimeout, "no answer to a PING for %v", lease)
+			s.wire.endWithError(s.unanswered)
 			return
 		}
 		s.mu.Lock()

@@ -60,12 +60,14 @@ func debugs(l *slog.Logger) bool {
 	return l != nil && l.Enabled(context.Background(), slog.LevelDebug)
 }
 
-// whyAttrs says why something ended, without any instruction: a syntax fault
-// quotes the line that it is in, even if that is the first of a session, and what
-// a peer says may quote anything.
+// whyAttrs says why something ended, without the names that are logged beside it,
+// and without any instruction: a syntax fault quotes the line that it is in, even if
+// that is the first of a session, and what a peer says may quote anything.
 func whyAttrs(err error) []any {
 	var named *WorkerError
 	var fault *ProtocolError
+	var session *sessionError
+	var serving *servingError
 	switch {
 	case errors.As(err, &fault) && (fault.Remote || fault.Code == codeSyntax || fault.Code == codeProtocol):
 		return []any{keyCode, logged(fault.Code), keyByPeer, fault.Remote}
@@ -73,6 +75,10 @@ func whyAttrs(err error) []any {
 		return []any{keyCode, logged(fault.Code), keyByPeer, fault.Remote, keyError, logged(fault.Text)}
 	case errors.As(err, &named):
 		err = named.Err
+	case errors.As(err, &session):
+		err = session.err
+	case errors.As(err, &serving):
+		err = serving.err
 	}
 	return []any{keyError, logged(unprefixed(err))}
 }

@@ -609,3 +609,33 @@ func TestACoordinatorThatDoesNotAnswerIsNamedAsTheReason(t *testing.T) {
 			"WARN session lost code=timeout by_peer=false error=no answer to a PING for 8s")
 	})
 }
+
+// A worker's lines name it once.
+func TestWhatALineNamesIsNotInItsReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		w := NewWorker(parrot, WithName("w"), WithLogger(slog.New(log)))
+		network := new(memNetwork)
+		ln := network.listen("a:1")
+		served := make(chan error, 1)
+		go func() { served <- w.Serve(t.Context(), ln) }()
+		conn, err := network.dial(t.Context(), "tcp", "a:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := newPeer(t, conn)
+		p.send(helloA)
+		p.expect("WELCOME taskexec/1 …")
+		if _, err := io.WriteString(conn, "RUN"); err != nil {
+			t.Error(err)
+		}
+		conn.Close()
+		synctest.Wait()
+		ln.Close()
+		if err := <-served; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Serve returned %v", err)
+		}
+		log.expectLines(t, []string{keyWorker, keyError}, "INFO worker serving worker=w", "INFO session opened worker=w",
+			"WARN session lost worker=w error=connection closed inside a line", "WARN worker stopped worker=w error=use of closed network connection")
+	})
+}

@@ -38,6 +38,7 @@ const (
 	keyError       = "error"       // a text for people
 	keyInstruction = "instruction" // at Debug only
 	keyKind        = "kind"        // of a task's failure
+	keyLost        = "lost"        // tasks that were in flight in a session that a worker lost
 	keyOutcome     = "outcome"     // of a task
 	keyRun         = "run"         // its id
 	keySlots       = "slots"       // of a worker
@@ -126,6 +127,8 @@ type sessionLog struct {
 	logger *slog.Logger
 	debug  bool
 	opened bool
+	lost   int  // tasks in flight when it ended
+	idle   bool // nothing was in flight then, nor a line half read or still to be written
 }
 
 func (w *Worker) newSessionLog(conn net.Conn) *sessionLog {
@@ -157,19 +160,40 @@ func (l *sessionLog) open(h hello, coordinator string) func() {
 	return func() { l.logger.Info("session opened") }
 }
 
+// errLeftTasks is why a session is lost whose coordinator closed it with tasks in
+// flight, as happens when its process is killed.
+var errLeftTasks = errors.New("the coordinator closed the connection")
+
 // ended is called when all of the session is over. If it ended as it should, err
-// is nil or planned is true.
+// is nil or planned is true. That a connection fails while it is idle is no loss: a
+// coordinator that closes one has it reset if a PING or PONG is under way to it.
 func (l *sessionLog) ended(err error, planned bool) {
+	if l == nil {
+		return
+	}
+	var args []any
+	if l.lost > 0 {
+		args = append(args, keyLost, l.lost)
+	}
 	switch {
-	case l == nil:
-	case err != nil && !planned && l.opened:
-		l.logger.Warn("session lost", whyAttrs(err)...)
-	case err != nil && !planned:
-		l.logger.Warn("connection refused", whyAttrs(err)...)
-	case l.opened:
-		l.logger.Info("session closed")
-	default: // somebody looked whether the port is open
+	case planned:
+		err = nil
+	case err == nil && l.lost > 0:
+		err = errLeftTasks
+	}
+	if err != nil {
+		args = append(args, whyAttrs(err)...)
+	}
+	var fault *ProtocolError
+	switch {
+	case !l.opened && err != nil:
+		l.logger.Warn("connection refused", args...)
+	case !l.opened: // somebody looked whether the port is open
 		l.logger.Debug("connection closed without a greeting")
+	case err == nil || l.idle && !errors.As(err, &fault):
+		l.logger.Info("session closed", args...)
+	default:
+		l.logger.Warn("session lost", args...)
 	}
 }
 

@@ -639,3 +639,64 @@ func TestWhatALineNamesIsNotInItsReason(t *testing.T) {
 			"WARN session lost worker=w error=connection closed inside a line", "WARN worker stopped worker=w error=use of closed network connection")
 	})
 }
+
+// resetConn is reset by a peer that closes it.
+type resetConn struct{ net.Conn }
+
+func (c resetConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err == io.EOF {
+		err = errReset
+	}
+	return n, err
+}
+
+var errReset = errors.New("connection reset")
+
+// A coordinator that ends a run closes its sessions, whose connections may be
+// reset if something is under way to it just then. That costs nothing; to be
+// closed or reset with a task in flight does.
+func TestASessionIsLostWithWhatIsInFlight(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		say   []string
+		reset bool
+		want  string
+	}{
+		{"closed", nil, false, "INFO session closed"},
+		{"closed with tasks", []string{"RUN 0 1 0 x", "RUN 1 1 0 x"}, false, "WARN session lost lost=2 error=the coordinator closed the connection"},
+		{"reset", nil, true, "INFO session closed error=connection reset"},
+		{"reset with a task", []string{"RUN 0 1 0 x"}, true, "WARN session lost lost=1 error=connection reset"},
+		{"cut off in a line", []string{"PING 1\nRUN"}, false, "WARN session lost error=connection closed inside a line"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log := newLogRecorder(slog.LevelInfo)
+				w := NewWorker(HandlerFunc(until), WithName("w"), WithLogger(slog.New(log)))
+				here, there := net.Pipe()
+				conn := there
+				if c.reset {
+					conn = resetConn{there}
+				}
+				go func() {
+					p := newPeer(t, here)
+					p.send(helloA)
+					p.expect("WELCOME taskexec/1 …")
+					if c.say != nil {
+						io.WriteString(here, strings.Join(c.say, "\n"))
+						if !strings.Contains(c.say[0], "PING") {
+							p.send("")
+						}
+					}
+					synctest.Wait()
+					here.Close()
+				}()
+				w.ServeConn(t.Context(), conn)
+				log.expectLines(t, []string{keyLost, keyCode, keyByPeer, keyError}, "INFO session opened", c.want)
+				if stats := w.Stats(); strings.Contains(c.want, "lost=2") != (stats.Lost == 2) {
+					t.Errorf("Stats are %+v", stats)
+				}
+			})
+		})
+	}
+}

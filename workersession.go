@@ -94,7 +94,10 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) (err error) {
 
 	readErr := s.read()
 	stop()
-	finished := s.finish()
+	finished, lost, idle := s.finish()
+	if log != nil {
+		log.lost, log.idle = lost, idle && readErr != errTorn
+	}
 	close(s.over)
 	s.cancel(errSessionLost)
 	s.lastWords(readErr, finished) // for up to a second, so handlers are told first
@@ -555,21 +558,24 @@ func (s *workerSession) sayGoodbyeIfDrained() {
 }
 
 // finish ends the session's bookkeeping when its connection is over: nothing
-// starts and nothing is reported any more. It says whether GOODBYE was said.
-func (s *workerSession) finish() bool {
+// starts and nothing is reported any more. It says whether GOODBYE was said, how
+// many tasks are lost if not, and whether there is nothing to report either.
+func (s *workerSession) finish() (finished bool, lost int, idle bool) {
 	s.worker.endTurns(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	finished := s.state == sessionFinished
+	finished = s.state == sessionFinished
 	s.state = sessionFinished
 	if !finished {
-		s.worker.lost.Add(int64(s.inFlight.len()))
+		lost = s.inFlight.len()
+		s.worker.lost.Add(int64(lost))
 	}
+	idle = s.inFlight.len() == 0 && len(s.out)+s.writing == 0
 	for j := (job{}); s.waiting.next(&j); {
 		s.settle(j.number, j.cost)
 	}
 	s.room.Broadcast()
-	return finished
+	return finished, lost, idle
 }
 
 // running names the tasks that execute now, unless they are stuck.

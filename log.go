@@ -40,6 +40,7 @@ const (
 	keyKind        = "kind"        // of a task's failure
 	keyLost        = "lost"        // tasks that were in flight in a session that a worker lost
 	keyOutcome     = "outcome"     // of a task
+	keyReported    = "reported"    // false if what a handler returned is not reported, since nobody waits for it any more
 	keyRun         = "run"         // its id
 	keySlots       = "slots"       // of a worker
 	keyTask        = "task"        // its index in the run
@@ -205,17 +206,28 @@ func (l *sessionLog) started(j *job) {
 	l.logger.Debug("task started", keyTask, j.number, keyAttempt, j.attempt, keyInstruction, logged(j.instruction))
 }
 
-func (l *sessionLog) finished(attempt int, m *message) {
-	switch {
-	case m.verb == verbDone:
-		l.logger.Debug("task done", keyTask, m.task, keyAttempt, attempt, keyElapsed, m.time)
-	case m.verb == verbFail:
-		l.logger.Debug("task failed", keyTask, m.task, keyAttempt, attempt, keyKind, m.word, keyError, logged(m.text))
+func (l *sessionLog) finished(attempt int, m *message, reported bool) {
+	args := []any{keyTask, m.task, keyAttempt, attempt}
+	text := "task done"
+	if m.verb == verbDone {
+		args = append(args, keyElapsed, m.time)
+	} else {
+		text = "task failed"
+		args = append(args, keyKind, m.word, keyError, logged(m.text))
 	}
+	if !reported {
+		args = append(args, keyReported, false)
+	}
+	l.logger.Debug(text, args...)
 }
 
+// stuck and unstuck tell of a handler that keeps its slot, and gives it back.
 func (l *sessionLog) stuck(c *jobContext) {
 	l.logger.Warn("handler stuck after its task's timeout", keyTask, c.number, keyAttempt, c.attempt)
+}
+
+func (l *sessionLog) unstuck(c *jobContext) {
+	l.logger.Info("stuck handler returned", keyTask, c.number, keyAttempt, c.attempt)
 }
 
 // logStarted says that the run connects to its workers.

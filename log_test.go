@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -467,8 +468,50 @@ func TestAStuckHandlerIsLogged(t *testing.T) {
 		if want := "WARN handler stuck after its task's timeout task=7 attempt=2"; !slices.Contains(log.lines(keyTask, keyAttempt), want) {
 			t.Errorf("logged %q", log.lines(keyTask, keyAttempt))
 		}
-		expectNoSecret(t, log)
 		close(g.release)
+		synctest.Wait()
+		if want := "INFO stuck handler returned task=7 attempt=2"; !slices.Contains(log.lines(keyTask, keyAttempt), want) {
+			t.Errorf("logged %q", log.lines(keyTask, keyAttempt))
+		}
+		expectNoSecret(t, log)
+	})
+}
+
+// What a worker logs of a task is what it reports, or it says that it does not.
+func TestAWorkerLogsWhatItReports(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelDebug)
+		release := make(chan struct{})
+		wt := startWorker(t, HandlerFunc(func(ctx context.Context, task Task) (string, error) {
+			switch task.Instruction {
+			case "long":
+				return strings.Repeat("x", defaultMaxLine), nil
+			case "exit":
+				runtime.Goexit()
+			case "deaf":
+				<-release
+				return "", nil
+			}
+			return until(ctx, task)
+		}), WithLogger(slog.New(log)))
+		p := wt.session()
+		p.send("RUN 0 1 0 long", "RUN 1 1 0 exit", "RUN 2 1 1000 deaf")
+		p.expectReports("FAIL 0 output …", "FAIL 1 panic …", "FAIL 2 stuck …")
+		close(release)
+		synctest.Wait()
+		p.send("RUN 3 1 0 cut off")
+		synctest.Wait()
+		p.conn.Close()
+		synctest.Wait()
+		lines := slices.DeleteFunc(log.lines(keyTask, keyKind, keyReported), func(line string) bool { return !strings.HasPrefix(line, "DEBUG task ") })
+		if d := cmp.Diff([]string{
+			"DEBUG task started task=0", "DEBUG task failed task=0 kind=output",
+			"DEBUG task started task=1", "DEBUG task failed task=1 kind=panic",
+			"DEBUG task started task=2", "DEBUG task done task=2 reported=false",
+			"DEBUG task started task=3", "DEBUG task failed task=3 kind=canceled reported=false",
+		}, lines); d != "" {
+			t.Errorf("logged (-want +got):\n%s", d)
+		}
 	})
 }
 

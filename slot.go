@@ -164,7 +164,7 @@ func (l *slot) run() {
 		// The handler called runtime.Goexit: this goroutine is ending, and
 		// the slot needs another.
 		if l.ctx != nil {
-			l.report(&message{verb: verbFail, task: l.job.number, word: KindPanic, text: "the handler ended its goroutine (runtime.Goexit)"})
+			l.conclude(&message{verb: verbFail, task: l.job.number, word: KindPanic, text: "the handler ended its goroutine (runtime.Goexit)"})
 		}
 		if l.next() {
 			l.session.slots.Go(l.run)
@@ -200,8 +200,7 @@ func (l *slot) execute(start time.Duration) (end time.Duration) {
 		l.report(&message{verb: verbReturn, task: l.job.number})
 		return start
 	}
-	attempt, logs := l.job.attempt, s.log.debugs()
-	if logs {
+	if s.log.debugs() {
 		s.log.started(&l.job)
 		start = s.wire.age()
 	}
@@ -211,15 +210,23 @@ func (l *slot) execute(start time.Duration) (end time.Duration) {
 	if m.verb == verbDone {
 		m.time = end - start
 	}
-	waited := l.report(&m)
-	if logs {
-		s.wire.wakeWriter() // a report does not wait for a logger
-		s.log.finished(attempt, &m)
-	}
-	if waited || logs {
+	if l.conclude(&m) {
 		end = s.wire.age() // the wait does not count as the next task's time
 	}
 	return end
+}
+
+// conclude adds the report of the slot's job, and logs it. It says whether it had
+// to wait for either.
+func (l *slot) conclude(m *message) (waited bool) {
+	s, attempt := l.session, l.job.attempt
+	waited, reported := l.report(m)
+	if !s.log.debugs() {
+		return waited
+	}
+	s.wire.wakeWriter() // a report does not wait for a logger
+	s.log.finished(attempt, m, reported)
+	return true
 }
 
 // call calls the handler and makes m, which is empty, a report of what it
@@ -318,9 +325,10 @@ func (w *Worker) unstick(c *jobContext) {
 }
 
 // report adds the report of the slot's job, as soon as there is room, and says
-// whether it had to wait for that. If no other session wants the slot, the slot
-// takes the next job at once, under the same lock.
-func (l *slot) report(m *message) (waited bool) {
+// whether it had to wait for that, and whether it has added one; m is then what was
+// added. If no other session wants the slot, the slot takes the next job at once,
+// under the same lock.
+func (l *slot) report(m *message) (waited, reported bool) {
 	s, w := l.session, l.session.worker
 	if m.verb == verbFail {
 		m.text = cutText(m.text)
@@ -345,7 +353,7 @@ func (l *slot) report(m *message) (waited bool) {
 		// worker. It stays in flight, so that no GOODBYE disowns it.
 	default:
 		s.settle(l.job.number, l.job.cost)
-		s.reportSettled(m)
+		reported = s.reportSettled(m)
 	}
 	draining := s.state == sessionReturns && s.inFlight.len() == 0
 	l.ctx, l.returned, l.stuck = nil, false, false
@@ -356,29 +364,35 @@ func (l *slot) report(m *message) (waited bool) {
 	s.mu.Unlock()
 	if stuck {
 		w.unstick(c)
+		if s.log != nil {
+			s.slots.Go(func() { s.log.unstuck(c) }) // the slot does not wait for a logger
+		}
 	}
 	if draining {
 		s.sayGoodbyeIfDrained()
 	}
-	return waited
+	return waited, reported
 }
 
-// reportSettled adds the report of a job that ran. s.mu is held.
-func (s *workerSession) reportSettled(m *message) {
+// reportSettled adds the report of a job that ran, and says whether it has. s.mu is
+// held.
+func (s *workerSession) reportSettled(m *message) bool {
 	if s.state == sessionFinished {
-		return
+		return false
 	}
 	if int64(len(m.text)) < s.hello.MaxLine { // else do not even try
 		before := len(s.out)
 		s.addReport(m)
 		if int64(len(s.out)-before) <= s.hello.MaxLine {
-			return
+			return true
 		}
 		s.out = s.out[:before]
 	}
 	// An output is not cut: half of one would pass for a whole.
-	s.addReport(&message{verb: verbFail, task: m.task, word: KindOutput,
-		text: fmt.Sprintf("an output of %d bytes does not fit in a line of the coordinator, which takes %d bytes, escapes included", len(m.text), s.hello.MaxLine)})
+	*m = message{verb: verbFail, task: m.task, word: KindOutput,
+		text: fmt.Sprintf("an output of %d bytes does not fit in a line of the coordinator, which takes %d bytes, escapes included", len(m.text), s.hello.MaxLine)}
+	s.addReport(m)
+	return true
 }
 
 // givenUp says whether the session is ending although the coordinator has not

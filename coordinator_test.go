@@ -226,6 +226,8 @@ func checkReport(t testing.TB, tasks []Task, report *Report, err error) {
 			t.Errorf("task %d is %v with %v, want a *TaskError", i, r.Outcome, r.Err)
 		case r.Outcome != Done && (te.Index != i || te.Outcome != r.Outcome || te.Worker != r.Worker || te.Attempt != r.Attempts || te.Err == nil):
 			t.Errorf("task %d has the result %+v with the error %+v", i, r, te)
+		case r.Outcome != Done && strings.Contains(te.Error(), ": taskexec: "):
+			t.Errorf("task %d has the error %q, which names the package inside", i, te)
 		}
 	}
 	if diff := cmp.Diff(counts, report.Counts); diff != "" {
@@ -1227,7 +1229,7 @@ func TestTheLastWorkerLostEndsTheRunAndNamesIt(t *testing.T) {
 		if got, want := outcomes(report), "Done Unknown Unknown Skipped Skipped Skipped"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
-		want := `taskexec: 1 of 6 tasks Done: no worker for category "a"; start one of them again, or list more (a:1: worker wa of category a at a:1: it closed the connection)`
+		want := `taskexec: 1 of 6 tasks Done: no worker for category "a"; start one of them again, or list more (worker wa of category a at a:1: it closed the connection)`
 		if !errors.Is(err, ErrNoWorker) || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)
 		}

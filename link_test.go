@@ -317,8 +317,8 @@ func TestARunWaitsForAWorkerAndThenNamesWhatItTried(t *testing.T) {
 		}
 		for _, want := range []string{
 			`no worker for category "a" for 45s`,
-			"(a:1: worker of category a at a:1: ", "connection", ", and then ", "dial a:1: connection refused",
-			"a:2: ", "the disk is full", "dial a:2: connection refused",
+			"(worker of category a at a:1: ", "connection", ", and then dial a:1: connection refused; ",
+			"worker of category a at a:2: ", "the disk is full, and then dial a:2: connection refused)",
 		} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%v\ndoes not say %q", err, want)

@@ -624,9 +624,9 @@ func (q *queue) settleUnsent(r *Result, o Outcome, why error) {
 	case r.Err != nil:
 		r.Retries-- // the retry that it waits for is not made
 		q.troubles.Retries--
-		q.settle(r, Failed, fmt.Errorf("%w (and not tried again: %w)", r.Err, why), 0)
+		q.settle(r, Failed, fmt.Errorf("%w (and not tried again: %w)", r.Err, inside{why}), 0)
 	case r.Losses > 0:
-		q.settle(r, Unknown, fmt.Errorf("%w, and is not sent again: %w", ErrOutcomeUnknown, why), 0)
+		q.settle(r, Unknown, fmt.Errorf("%w, and is not sent again: %w", ErrOutcomeUnknown, inside{why}), 0)
 	default:
 		q.settle(r, o, why, 0)
 	}
@@ -694,7 +694,7 @@ func (q *queue) lost(s *session, f flight) (settled bool) {
 	q.progressed() // each task is lost a few times at most
 	switch {
 	case q.run.config.atMostOnce:
-		q.settle(r, Unknown, fmt.Errorf("%w, and it may be executed at most once: %w", ErrOutcomeUnknown, cmp.Or(s.err, errSessionOver)), 0)
+		q.settle(r, Unknown, fmt.Errorf("%w, and it may be executed at most once: %w", ErrOutcomeUnknown, inside{cmp.Or(s.err, errSessionOver)}), 0)
 		return true
 	case f.suspect:
 		if q.strikes == nil {
@@ -704,7 +704,7 @@ func (q *queue) lost(s *session, f flight) (settled bool) {
 		q.strikes[r] = workers
 		if len(workers) == maxStrikes {
 			q.settle(r, Unknown, fmt.Errorf("%w; it was lost %d times with little else in flight, on %s, so it may be what brings workers down: %w",
-				ErrOutcomeUnknown, maxStrikes, strings.Join(workers, ", "), cmp.Or(s.err, errSessionOver)), 0)
+				ErrOutcomeUnknown, maxStrikes, strings.Join(workers, ", "), inside{cmp.Or(s.err, errSessionOver)}), 0)
 			return true
 		}
 	}
@@ -761,16 +761,16 @@ func (q *queue) noWorker() error {
 	defer q.mu.Unlock()
 	var tried []string
 	for _, l := range q.links {
-		why := "it is shutting down"
+		why := "worker at " + quoteUnlessPlain(l.addr) + ": it is shutting down"
 		if l.lost != nil {
 			why = unprefixed(l.lost)
 		} else if l.session != nil && l.session.err != nil {
 			why = unprefixed(l.session.err)
 		}
-		if l.err != nil {
-			why += ", and then " + unprefixed(l.err)
+		if named := (*WorkerError)(nil); errors.As(l.err, &named) {
+			why += ", and then " + plainText(unprefixed(named.Err)) // the worker is named already
 		}
-		tried = append(tried, fmt.Sprintf("%s: %s", quoteUnlessPlain(l.addr), why))
+		tried = append(tried, why)
 	}
 	waited := ""
 	if wait := q.run.config.workerWait; wait > 0 {

@@ -159,7 +159,7 @@ const (
 // it is the first line that is not empty: the stack is left to whoever asks for
 // Text.
 func (e *RemoteError) Error() string {
-	text := e.Text
+	text := strings.TrimPrefix(e.Text, "taskexec: ") // of the cause that a handler's ctx ended with
 	switch e.Kind {
 	case KindError, KindFinal:
 		return plainText(text)
@@ -211,6 +211,12 @@ func (e *WorkerError) Error() string {
 
 // Unwrap returns e.Err.
 func (e *WorkerError) Unwrap() error { return e.Err }
+
+// An inside is an error inside the message of another of this package.
+type inside struct{ err error }
+
+func (e inside) Error() string { return unprefixed(e.err) }
+func (e inside) Unwrap() error { return e.err }
 
 // unprefixed is err's text for the inside of another message of this package.
 func unprefixed(err error) string {

@@ -125,16 +125,22 @@ var acceptBackoff = backoff{first: 5 * time.Millisecond, factor: 2, most: time.S
 // not the system's.
 const acceptFailures = 10
 
+// acceptWarning is how often at most a worker warns of a listener that fails and
+// recovers over and over, as it does while file descriptors come and go.
+const acceptWarning = 10 * time.Second
+
 // acceptsAgain waits until a listener that has failed n times in a row should
 // be asked again. It reports false if that makes no sense: one that is closed
 // stays closed. The system may have any number of reasons that pass, the first
 // of which is running out of file descriptors; nobody has a list of them all.
-// What the errors of other listeners mean, only they know.
-func (w *Worker) acceptsAgain(ctx context.Context, err error, n int) bool {
+// What the errors of other listeners mean, only they know. warned is when a failure
+// was last logged.
+func (w *Worker) acceptsAgain(ctx context.Context, err error, n int, warned *time.Time) bool {
 	if errors.Is(err, net.ErrClosed) {
 		return false
 	}
-	if n == 1 {
+	if n == 1 && (warned.IsZero() || time.Since(*warned) >= acceptWarning) {
+		*warned = time.Now()
 		w.logListener(err)
 	}
 	var system *os.SyscallError

@@ -533,6 +533,29 @@ func TestAFailingListenerIsLoggedOnceInARow(t *testing.T) {
 	})
 }
 
+func TestAListenerThatFailsNowAndThenDoesNotFillTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		network := new(memNetwork)
+		ln := &moodyListener{memListener: network.listen("w:1"), errs: make(chan error, 1)}
+		ctx, cancel := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- NewWorker(parrot, WithLogger(slog.New(log))).Serve(ctx, ln) }()
+		for range 15 * 10 { // in 15 s
+			ln.errs <- errNoFiles // after the next connection
+			conn, err := network.dial(t.Context(), "tcp", "w:1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn.Close()
+			time.Sleep(100 * time.Millisecond)
+		}
+		cancel()
+		<-served
+		log.expectLines(t, nil, "INFO worker serving", "WARN listener failed", "WARN listener failed", "WARN worker stopped")
+	})
+}
+
 func TestAListenerWithoutAnAddressIsLoggedWithoutOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newLogRecorder(slog.LevelInfo)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // A Handler executes tasks on a worker.
@@ -244,6 +245,7 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) (err error) {
 		cancel(err)
 		return err
 	}
+	var warned time.Time // of the listener
 	for checked, failures := false, 0; ; {
 		conn, err := ln.Accept()
 		if err == nil && !checked {
@@ -266,7 +268,7 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) (err error) {
 			return context.Cause(ctx) // nil unless ctx cut the drain short
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case !w.acceptsAgain(ctx, err, failures):
+		case !w.acceptsAgain(ctx, err, failures, &warned):
 			return fail(err)
 		}
 	}

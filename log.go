@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -71,8 +72,10 @@ func whyAttrs(err error) []any {
 	var session *sessionError
 	var serving *servingError
 	switch {
-	case errors.As(err, &fault) && (fault.Remote || fault.Code == codeSyntax || fault.Code == codeProtocol):
+	case errors.As(err, &fault) && (fault.Remote || fault.Code == codeSyntax):
 		return []any{keyCode, logged(fault.Code), keyByPeer, fault.Remote}
+	case errors.As(err, &fault) && fault.Code == codeProtocol:
+		return []any{keyCode, fault.Code, keyByPeer, false, keyError, logged(unquoting(fault.Text))}
 	case errors.As(err, &fault):
 		return []any{keyCode, logged(fault.Code), keyByPeer, fault.Remote, keyError, logged(fault.Text)}
 	case errors.As(err, &named):
@@ -83,6 +86,13 @@ func whyAttrs(err error) []any {
 		err = serving.err
 	}
 	return []any{keyError, logged(unprefixed(err))}
+}
+
+// unquoting is what this side says of a peer's greeting, up to where it quotes it.
+func unquoting(text string) string {
+	text, _, _ = strings.Cut(text, ": ")
+	text, _, _ = strings.Cut(text, ", not ")
+	return text
 }
 
 // logServing, logDraining and logServed log what becomes of a call of Serve.

@@ -245,6 +245,36 @@ func TestRefusalsAndLossesAreLoggedAsWarnings(t *testing.T) {
 	})
 }
 
+// A greeting that is wrong is described, but not quoted.
+func TestAWrongGreetingIsLoggedInThisSidesWords(t *testing.T) {
+	for said, want := range map[string]string{
+		"SECRET / HTTP/1.1": "this is a worker of taskexec/1, which expects HELLO first",
+		"RUN 0 1 0 SECRET":  "this is a worker of taskexec/1, which expects HELLO first",
+		"HELLO SECRET {}":   "this side speaks taskexec/1",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			log := newLogRecorder(slog.LevelInfo)
+			p := startWorker(t, parrot, WithLogger(slog.New(log))).stranger()
+			p.send(said)
+			p.expect("ERROR protocol …")
+			p.conn.Close()
+			synctest.Wait()
+			log.expectLines(t, []string{keyCode, keyByPeer, keyError}, "INFO worker serving", "WARN connection refused code=protocol by_peer=false error="+want)
+			expectNoSecret(t, log)
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) { p.send("SSH-2.0-SECRET"); io.Copy(io.Discard, p.in) })
+		cl.coordinator(WithWorkers("a", "a:1"), WithLogger(slog.New(log))).Run(t.Context(), tasksOf("a", 1))
+		if want := "WARN worker not reached code=protocol by_peer=false error=it does not speak taskexec/1"; !slices.Contains(log.lines(keyCode, keyByPeer, keyError), want) {
+			t.Errorf("logged %q", log.lines(keyCode, keyByPeer, keyError))
+		}
+		expectNoSecret(t, log)
+	})
+}
+
 // expectNoSecret says that no instruction is logged above Debug.
 func expectNoSecret(t *testing.T, log *logRecorder) {
 	t.Helper()

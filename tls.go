@@ -494,11 +494,20 @@ func alertOf(err error) *handshakeError {
 	if !errors.As(err, &op) || op.Op != "remote error" {
 		return nil
 	}
-	// Such an error has nothing to do with who is at either end: a certificate that
-	// is fetched when it is needed may be there the next time.
-	const internalError tls.AlertError = 80
+	const (
+		internalError       tls.AlertError = 80
+		certificateRequired tls.AlertError = 116
+	)
+	// An internal error has nothing to do with who is at either end: a certificate
+	// that is fetched when it is needed may be there the next time.
 	passes := op.Err.Error() == internalError.Error()
-	return &handshakeError{fmt.Sprintf("the other side refused the TLS handshake: %v", op.Err), err, !passes}
+	text := fmt.Sprintf("the other side refused the TLS handshake: %v", op.Err)
+	// A certificate from an authority that the other side does not name is not even
+	// shown, so whoever has configured one would look in the wrong place.
+	if op.Err.Error() == certificateRequired.Error() {
+		text += "; this side has none from an authority that it accepts"
+	}
+	return &handshakeError{text, err, !passes}
 }
 
 // refusesCertificate says whether err is this side's verdict on a certificate.

@@ -81,7 +81,7 @@ func newSession(ctx context.Context, l *link) (*session, error) {
 		} else if handshake := newHandshakeError(err); handshake.stays { // of a dialer that brings TLS
 			err = handshake
 		}
-		return nil, s.fail(err)
+		return nil, s.fail(aboutSocket(network, address, err))
 	}
 	conn, err = r.config.secure(dialCtx, conn, l.addr, q.category)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"time"
 )
@@ -55,6 +56,17 @@ func checkDeadlines(conn net.Conn) error {
 		}
 	}
 	return nil
+}
+
+// aboutSocket adds to err, which says that a unix socket cannot be listened at or
+// dialed, what the system does not tell.
+func aboutSocket(network, path string, err error) error {
+	const surely = 103 // bytes of a path that every system takes
+	var system *os.SyscallError
+	if network == "unix" && len(path) > surely && errors.As(err, &system) {
+		return fmt.Errorf("%w; its path has %d bytes, and a system may take no more than %d", err, len(path), surely)
+	}
+	return err
 }
 
 // checkPlaintext refuses conn, which is without TLS, unless it may be without.

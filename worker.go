@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -170,7 +171,8 @@ func NewWorker(handler Handler, opts ...WorkerOption) *Worker {
 func (w *Worker) Name() string { return w.config.name }
 
 // ListenAndServe listens on addr, host:port or unix:/path, and calls Serve. It
-// returns Serve's error, or why it cannot listen on addr.
+// returns Serve's error, or why it cannot listen on addr. A unix socket that a
+// process left behind when it was killed has to be removed before.
 func (w *Worker) ListenAndServe(ctx context.Context, addr string) error {
 	network, address, err := splitAddr(addr)
 	if err != nil {
@@ -186,7 +188,10 @@ func (w *Worker) ListenAndServe(ctx context.Context, addr string) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
-	return &servingError{w.config.name, err}
+	if _, missing := os.Lstat(address); network == "unix" && missing == nil {
+		err = fmt.Errorf("%w; if nobody listens there any more, remove the file", err)
+	}
+	return &servingError{w.config.name, aboutSocket(network, address, err)}
 }
 
 // A servingError is why a worker cannot listen, or serves no more. The system

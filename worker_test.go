@@ -2187,6 +2187,31 @@ func TestListenAndServeRefusesABadAddress(t *testing.T) {
 	}
 }
 
+func TestWhatIsWrongWithAUnixSocketIsExplained(t *testing.T) {
+	dir, err := os.MkdirTemp("", "") // t.TempDir's path may be too long
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	left, long := filepath.Join(dir, "left"), filepath.Join(dir, strings.Repeat("x", 110))
+	if err := os.WriteFile(left, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tooLong := fmt.Sprintf("; its path has %d bytes, and a system may take no more than 103", len(long))
+	for addr, want := range map[string]string{
+		"unix:" + left: "; if nobody listens there any more, remove the file",
+		"unix:" + long: tooLong,
+	} {
+		if err := NewWorker(parrot).ListenAndServe(t.Context(), addr); err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("ListenAndServe returned %v, want an end of %q", err, want)
+		}
+	}
+	_, err = newTestCoordinator(t, WithWorkers("a", "unix:"+long), WithWorkerWait(0)).Run(t.Context(), tasksOf("a", 1))
+	if err == nil || !strings.HasSuffix(err.Error(), tooLong) {
+		t.Errorf("Run returned %v, want an end of %q", err, tooLong)
+	}
+}
+
 func TestListenAndServeThatComesTooLateSaysSoThoughItCannotListen(t *testing.T) {
 	// As when a worker is shut down at its start, and another has its address.
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

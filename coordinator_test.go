@@ -723,6 +723,7 @@ func TestWhatAWorkerReportsDecidesTheOutcome(t *testing.T) {
 				cl.script("a:1", func(p *peer) {
 					p.welcome()
 					p.expect("RUN 0 1 0 a1")
+					time.Sleep(5 * time.Microsecond) // as its report says
 					p.send(tt.report)
 					p.expectEnd()
 				})

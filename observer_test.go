@@ -3,6 +3,7 @@ package taskexec
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -116,6 +117,29 @@ func TestAnObserverMayKnowNothing(t *testing.T) {
 		checkReport(t, tasks, report, err)
 		if err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// A worker may count what its handler did not take, such as a wait for the
+// processor between two tasks.
+func TestExecutedIsPartOfTheRoundTrip(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) {
+			p.welcome()
+			p.expect("RUN 0 …")
+			time.Sleep(time.Second)
+			p.send("DONE 0 5000000 ")
+			io.Copy(io.Discard, p.in)
+		})
+		var got TaskDoneInfo
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithObserver(Observer{TaskDone: func(i TaskDoneInfo) { got = i }}))
+		if _, err := c.Run(t.Context(), tasksOf("a", 1)); err != nil {
+			t.Error(err)
+		}
+		if got.RoundTrip != time.Second || got.Result.Executed != time.Second {
+			t.Errorf("executed for %v in a round trip of %v, want 1s and 1s", got.Result.Executed, got.RoundTrip)
 		}
 	})
 }

@@ -378,7 +378,7 @@ func (s *session) report(batch []message) error {
 		switch m.verb {
 		case verbDone:
 			r.Output = m.text
-			r.Executed = m.time
+			r.Executed = min(m.time, roundTrip.Truncate(time.Microsecond)) // a worker may count a wait for the processor before it
 			s.link.counts.add(Done)
 			q.settle(r, Done, nil, roundTrip)
 		case verbFail:

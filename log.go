@@ -265,8 +265,28 @@ func (r *run) logEnded(counts Counts, err error) {
 	if why := r.reasonOf(err); why != "" {
 		args = append(args, keyError, why)
 	}
-	r.log.Warn("run ended", args...)
+	r.log.Warn("run ended", append(args, failureAttrs(err)...)...)
 	r.log.Debug("why the run ended", keyError, plainText(err.Error()))
+}
+
+// failureAttrs names the task that err is about, if there is one, without its
+// instruction and what its worker says of it.
+func failureAttrs(err error) []any {
+	var failure *TaskError
+	if !errors.As(err, &failure) {
+		return nil
+	}
+	args := []any{keyTask, failure.Index, keyOutcome, failure.Outcome.String()}
+	if category, ok := categoryOf(failure.Task); ok {
+		args = append(args, keyCategory, logged(category))
+	}
+	if failure.Attempt > 0 {
+		args = append(args, keyWorker, logged(failure.Worker), keyAttempt, failure.Attempt)
+	}
+	if remote := (*RemoteError)(nil); errors.As(failure, &remote) {
+		args = append(args, keyKind, logged(remote.Kind))
+	}
+	return args
 }
 
 // reasonOf is why a run did not go as it should, without the particulars.

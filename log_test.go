@@ -335,6 +335,31 @@ func TestNoInstructionIsLoggedAboveDebug(t *testing.T) {
 	}
 }
 
+func TestTheEndOfARunIsLoggedWithTheTaskThatFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		cl := newCluster(t)
+		cl.worker("a:1", func(_ context.Context, task Task) (string, error) {
+			if task.Instruction == "a1" {
+				panic("SECRET")
+			}
+			return "", nil
+		})
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithLogger(slog.New(log)))
+		tasks := tasksOf("a", 3)
+		c.Run(t.Context(), tasks)
+		c.Run(t.Context(), append(tasks, Task{Instruction: "\nSECRET"}))
+		ends := slices.DeleteFunc(log.lines(keyError, keyTask, keyOutcome, keyCategory, keyWorker, keyAttempt, keyKind), func(line string) bool { return !strings.HasPrefix(line, "WARN run ended") })
+		if d := cmp.Diff([]string{
+			"WARN run ended error=not every task is Done task=1 outcome=Failed category=a worker=a:1 attempt=1 kind=panic",
+			"WARN run ended error=not every task is Done task=3 outcome=Failed",
+		}, ends); d != "" {
+			t.Errorf("logged (-want +got):\n%s", d)
+		}
+		expectNoSecret(t, log)
+	})
+}
+
 func TestAStreamIsLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

@@ -13,7 +13,7 @@ import (
 // a function is told may no longer be so; but what has not been delivered is
 // kept in memory, and Run waits for it at the end, so a function should not
 // block for long. It must not call Shutdown of the same Coordinator and wait
-// for it. A panic in it is not recovered.
+// for it. A panic in one is not recovered, and ends the program.
 type Observer struct {
 	// GroupStarted is called when the tasks of a group may be sent.
 	GroupStarted func(GroupStartedInfo)

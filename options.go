@@ -182,7 +182,7 @@ func splitAddr(addr string) (network, address string, err error) {
 // WithTLS says. A connection that takes no deadlines, such as one through an SSH
 // client, is refused, since nothing could bound a wait for it; those that dial has
 // set are lifted. The default is the DialContext of a zero net.Dialer. A nil dial
-// panics.
+// panics; a panic of dial is not recovered, and ends the program.
 func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, error)) CoordinatorOption {
 	if dial == nil {
 		panic("taskexec: WithDialer: nil function")

@@ -16,6 +16,8 @@ type link struct {
 	// of the goroutine that dials, of which there is one at a time
 	slotEnds time.Time // when the slot of the backoff ends that the latest dial was in
 	failures int       // sessions in a row that were of no use
+	warned   string    // why the worker could not be reached, when that was last a warning
+	warnedAt time.Time
 
 	// guarded by queue.mu
 	session *session // the latest; nil before the first
@@ -212,8 +214,11 @@ func mayPass(err error) bool {
 func (l *link) connect(ctx context.Context) (*session, error) {
 	s, err := newSession(ctx, l)
 	q := l.queue
-	if err != nil && ctx.Err() == nil {
-		q.run.logNotReached(l, err, mayPass(err) && l.drains())
+	switch {
+	case err == nil:
+		l.warned = ""
+	case ctx.Err() == nil:
+		q.run.logNotReached(l, err, mayPass(err) && l.drains() || l.hasWarned(err))
 	}
 	q.mu.Lock()
 	defer q.unlock()
@@ -238,6 +243,20 @@ func (l *link) connect(ctx context.Context) (*session, error) {
 	q.run.events.sessionOpened(SessionOpenedInfo{Run: q.run.id, Category: q.category, Addr: l.addr, Worker: s.name, Slots: s.slots, Window: s.window})
 	q.join(s)
 	return s, nil
+}
+
+// warnAgain is how long a worker that is not reached goes without a further warning
+// of the same reason: it may be dialed in vain for as long as a run takes.
+const warnAgain = time.Minute
+
+// hasWarned says whether err was a warning not long ago. It is one now if not.
+func (l *link) hasWarned(err error) bool {
+	why := err.Error()
+	if why == l.warned && time.Since(l.warnedAt) < warnAgain {
+		return true
+	}
+	l.warned, l.warnedAt = why, time.Now()
+	return false
 }
 
 // drains says whether the latest session's worker is still there, though another

@@ -315,11 +315,11 @@ func (r *run) reasonOf(err error) string {
 	return ""
 }
 
-// logNotReached says that no session was opened. early says that nobody need be
-// there yet.
-func (r *run) logNotReached(l *link, err error, early bool) {
+// logNotReached says that no session was opened. quietly is for when nobody need be
+// there yet, or the same was said not long ago.
+func (r *run) logNotReached(l *link, err error, quietly bool) {
 	level := slog.LevelWarn
-	if early {
+	if quietly {
 		level = slog.LevelDebug
 	}
 	if r.log != nil {

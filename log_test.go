@@ -588,6 +588,32 @@ func TestAFailingListenerIsLoggedOnceInARow(t *testing.T) {
 	})
 }
 
+func TestAWorkerThatIsNotReachedDoesNotFillTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelDebug)
+		start := time.Now()
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			if time.Since(start) < 5*time.Minute {
+				return nil, errors.New("no route")
+			}
+			return nil, errors.New("refused")
+		}
+		c := newTestCoordinator(t, WithWorkers("a", "a:1"), WithDialer(dial), WithWorkerWait(10*time.Minute), WithLogger(slog.New(log)))
+		c.Run(t.Context(), tasksOf("a", 1))
+		count := make(map[string]int)
+		for _, line := range log.lines(keyError) {
+			count[line]++
+		}
+		for _, reason := range []string{"no route", "refused"} {
+			line := " worker not reached error=" + reason
+			// There is a dial in each slot of 10 s, and its reason is told for each minute.
+			if warned, all := count["WARN"+line], count["WARN"+line]+count["DEBUG"+line]; warned < 4 || warned > 6 || all < 28 {
+				t.Errorf("%d of %d times %q was a warning", warned, all, reason)
+			}
+		}
+	})
+}
+
 func TestAListenerThatFailsNowAndThenDoesNotFillTheLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newLogRecorder(slog.LevelInfo)

@@ -332,12 +332,20 @@ func (r *run) allQueues() []*queue {
 
 // causeOf says why ctx ended, so that both the cause and ctx.Err() are found
 // by errors.Is.
-func causeOf(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if errors.Is(cause, err) {
-		return fmt.Errorf("the run's context ended: %w", cause)
+func causeOf(ctx context.Context) error { return &contextError{ctx.Err(), context.Cause(ctx)} }
+
+// A contextError is why a context ended. Its cause may come from anywhere, and is
+// escaped, but not for the workers: their handlers are given it.
+type contextError struct{ err, cause error }
+
+func (e *contextError) Error() string   { return plainText(e.text()) }
+func (e *contextError) Unwrap() []error { return []error{e.err, e.cause} }
+
+func (e *contextError) text() string {
+	if errors.Is(e.cause, e.err) {
+		return "the run's context ended: " + e.cause.Error()
 	}
-	return fmt.Errorf("the run's context ended: %w: %w", err, cause)
+	return fmt.Sprintf("the run's context ended: %v: %v", e.err, e.cause)
 }
 
 // checkWorkers returns an error if no worker is listed for category. first is the

@@ -1400,6 +1400,13 @@ func TestCancelReachesHandlersAndSettlesEveryTask(t *testing.T) {
 				if !errors.Is(err, context.Canceled) || !errors.Is(err, why) {
 					t.Errorf("%v is not ctx's error and its cause", err)
 				}
+				texts := err.Error()
+				for _, r := range report.Results {
+					texts += fmt.Sprint(r.Err)
+				}
+				if strings.Contains(texts, "\x1b") {
+					t.Errorf("not escaped: %q", texts)
+				}
 			})
 		})
 	}

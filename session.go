@@ -473,8 +473,12 @@ func (s *session) halt(how halt, why error) {
 	}
 	if how == haltCancel {
 		s.mayGive.Store(true)
+		text := why.Error()
+		if ended := (*contextError)(nil); errors.As(why, &ended) {
+			text = ended.text()
+		}
 		// It goes even to a peer that leaves PONGs unread.
-		s.wire.sendFirst(appendMessage(nil, message{verb: verbCancel, text: cutText(why.Error())}))
+		s.wire.sendFirst(appendMessage(nil, message{verb: verbCancel, text: cutText(text)}))
 		return
 	}
 	s.recall()

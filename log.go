@@ -39,7 +39,7 @@ const (
 	keyError       = "error"       // a text for people
 	keyInstruction = "instruction" // at Debug only
 	keyKind        = "kind"        // of a task's failure
-	keyLost        = "lost"        // tasks that were in flight in a session that a worker lost
+	keyLost        = "lost"        // tasks that were in flight in a session that was lost
 	keyOutcome     = "outcome"     // of a task
 	keyReported    = "reported"    // false if what a handler returned is not reported, since nobody waits for it any more
 	keyRun         = "run"         // its id
@@ -352,7 +352,7 @@ func logObserver(l *slog.Logger) *Observer {
 				l.Info("session closed", args...)
 				return
 			}
-			l.Warn("session lost", append(args, whyAttrs(i.Err)...)...)
+			l.Warn("session lost", append(append(args, keyLost, i.Lost), whyAttrs(i.Err)...)...)
 		},
 		Goodbye: func(i GoodbyeInfo) {
 			l.Info("worker shut down", keyWorker, logged(i.Worker), keyAddr, logged(i.Addr), keyText, logged(i.Text))

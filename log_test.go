@@ -725,8 +725,8 @@ func TestARunThatGivesUpSaysSo(t *testing.T) {
 		checkReport(t, tasks, report, err)
 		close(release)
 		synctest.Wait()
-		keys := []string{keyAddr, keyCode, keyByPeer, keyError}
-		want := "WARN session lost addr=a:1 code=timeout by_peer=false error=tasks were not reported within 10s after CANCEL"
+		keys := []string{keyAddr, keyLost, keyCode, keyByPeer, keyError}
+		want := "WARN session lost addr=a:1 lost=1 code=timeout by_peer=false error=tasks were not reported within 10s after CANCEL"
 		lost := slices.DeleteFunc(mine.lines(keys...), func(line string) bool { return !strings.HasPrefix(line, "WARN session") })
 		if d := cmp.Diff([]string{want}, lost); d != "" {
 			t.Errorf("the coordinator logged (-want +got):\n%s", d)

@@ -72,6 +72,7 @@ type SessionLostInfo struct {
 	Addr     string
 	Worker   string
 	Goodbye  bool  // the worker took its leave, and nothing is lost
+	Lost     int   // tasks that were in flight, and may have run
 	Err      error // a *WorkerError; nil if Goodbye
 }
 

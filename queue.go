@@ -750,7 +750,7 @@ func (q *queue) abandon(why error) {
 			q.settle(f.result, Unknown, fmt.Errorf("%w: %w", ErrOutcomeUnknown, why), 0)
 		}
 		fault := faultf(codeTimeout, "tasks were not reported within %v after CANCEL", q.run.config.cancelGrace)
-		s.leaveLocked(fault) // before the run ends, and the reader finds only that the connection is over
+		s.leaveLocked(fault, len(held)) // before the run ends, and the reader finds only that the connection is over
 		s.wire.endWithError(fault)
 	}
 }

@@ -245,10 +245,11 @@ func (s *session) close() {
 func (s *session) leave(err error) {
 	s.queue.mu.Lock()
 	defer s.queue.unlock()
-	s.leaveLocked(err)
+	s.leaveLocked(err, s.held.len())
 }
 
-func (s *session) leaveLocked(err error) {
+// leaveLocked is leave for a session that held so many tasks. q.mu is held.
+func (s *session) leaveLocked(err error, held int) {
 	q := s.queue
 	if !s.ending && err != nil {
 		s.err = s.fail(s.whyLostLocked(err))
@@ -260,10 +261,12 @@ func (s *session) leaveLocked(err error) {
 	}
 	q.retire(s)
 	q.sessions = slices.DeleteFunc(q.sessions, func(l *session) bool { return l == s })
-	// After GOODBYE nothing that was not reported was ever started.
+	if s.goodbye {
+		held = 0 // what was not reported was never started
+	}
 	q.takeBack(s, !s.goodbye)
 	if !closed {
-		s.run.events.sessionLost(SessionLostInfo{Run: s.run.id, Category: q.category, Addr: s.addr, Worker: s.name, Goodbye: s.goodbye, Err: s.err})
+		s.run.events.sessionLost(SessionLostInfo{Run: s.run.id, Category: q.category, Addr: s.addr, Worker: s.name, Goodbye: s.goodbye, Lost: held, Err: s.err})
 	}
 }
 

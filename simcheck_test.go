@@ -196,6 +196,9 @@ func (r *simRun) check(harm bool) {
 	if counts.Done < counts.Total() && r.err == nil && !r.plan.Stream {
 		r.fail("no error, though %+v", counts)
 	}
+	if r.lostTasks != losses {
+		r.fail("the observer was told of %d lost tasks, and results tell of %d losses", r.lostTasks, losses)
+	}
 	for _, n := range r.opened {
 		redials += n - 1
 	}

@@ -548,6 +548,7 @@ type simRun struct {
 	done       map[int][]simDone
 	taken      map[[2]int]time.Duration // by task and attempt: when it was handed to a session
 	opened     map[[2]string]int        // sessions, by category and address
+	lostTasks  int                      // in sessions that were lost, as the observer was told
 	sent       int                      // tasks, each counted once
 	yielded    int                      // results that the consumer of a Stream was given
 	groups     map[string]*simGroup     // that have started and are not done, by category
@@ -1095,6 +1096,7 @@ func (s *simulation) observer() Observer {
 		},
 		SessionLost: func(i SessionLostInfo) {
 			locked(i.Run, func(r *simRun, now time.Duration) {
+				r.lostTasks += i.Lost
 				for _, c := range slices.Backward(s.network.conns) {
 					// One that drains is over after the one that follows it has begun.
 					if c.run == r.number && c.addr == i.Addr && c.log.category == i.Category && c.process.name == i.Worker && c.log.lost == simNever {

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -169,6 +171,9 @@ func splitAddr(addr string) (network, address string, err error) {
 	_, port, err := net.SplitHostPort(addr)
 	if err != nil || port == "" {
 		return "", "", fmt.Errorf("taskexec: address %s is neither host:port nor unix:/path", quote(addr))
+	}
+	if n, err := strconv.Atoi(port); err == nil && uint(n) > math.MaxUint16 || errors.Is(err, strconv.ErrRange) {
+		return "", "", fmt.Errorf("taskexec: address %s: a port is a number up to %d, or a name", quote(addr), math.MaxUint16)
 	}
 	return "tcp", addr, nil
 }

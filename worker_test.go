@@ -2176,7 +2176,10 @@ func TestListenAndServeRefusesABadAddress(t *testing.T) {
 		{"localhost", "neither host:port nor unix:/path", "a host alone"},
 		{"localhost:", "neither host:port nor unix:/path", "no port"},
 		{"unix:w.sock", "must be absolute", "it would depend on the directory"},
-		{"127.0.0.1:99999", "worker w: listen tcp", "no such port"},
+		{"127.0.0.1:65536", `address "127.0.0.1:65536": a port is a number up to 65535, or a name`, "no such port"},
+		{"127.0.0.1:-1", "a port is a number", "no such port"},
+		{"127.0.0.1:99999999999999999999", "a port is a number", "more than an int can be"},
+		{"127.0.0.1:nosuchservice", "worker w: listen tcp", "a name that the system does not know"},
 		{"unix:/nonexistent/w.sock", "worker w: listen unix", "no such directory"},
 		{"unix:/nonexistent/\x1b[2J", `worker w: listen unix /nonexistent/\x1b[2J: `, "a terminal would be cleared"},
 	} {

@@ -421,7 +421,8 @@ func (r *run) runStage(number int, stage stage) *Result {
 // until each has its outcome.
 func (r *run) runGroup(number int, g stageGroup) *Result {
 	var tasks []Task
-	if r.events != nil {
+	if r.events.ofGroups() {
+		tasks = make([]Task, 0, len(g.indices))
 		for _, i := range g.indices {
 			task := r.tasks[i]
 			task.Category = g.category

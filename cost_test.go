@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"runtime"
 	"slices"
@@ -166,15 +167,24 @@ func sendAll(conn net.Conn, n int) error {
 // allocated beyond the tasks, whether it is kept or not.
 func TestRunAllocatesAtMostTwiceATaskAnd200Bytes(t *testing.T) {
 	skipIfRaceEnabled(t)
-	c, tasks := doneByHand(t, 1, nil), noOps(costTasks)
-	got := costOf(len(tasks), func() {
-		if _, err := c.Run(t.Context(), tasks); err != nil {
-			t.Fatal(err)
-		}
-	})
-	got.holdToTwoAllocations(t)
-	if got.bytes > 200 {
-		t.Errorf("%.0f bytes a task, want at most 200", got.bytes)
+	logger := slog.New(slog.DiscardHandler)
+	for name, opts := range map[string][]CoordinatorOption{
+		"plain":    nil,
+		"logged":   {WithLogger(logger)},
+		"observed": {WithLogger(logger), WithObserver(Observer{SessionLost: func(SessionLostInfo) {}})},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, tasks := doneByHand(t, 1, nil, opts...), noOps(costTasks)
+			got := costOf(len(tasks), func() {
+				if _, err := c.Run(t.Context(), tasks); err != nil {
+					t.Fatal(err)
+				}
+			})
+			got.holdToTwoAllocations(t)
+			if got.bytes > 200 {
+				t.Errorf("%.0f bytes a task, want at most 200", got.bytes)
+			}
+		})
 	}
 }
 

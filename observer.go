@@ -197,6 +197,11 @@ func (e *events) add(call func()) {
 	e.wakeUp()
 }
 
+// ofGroups says whether the tasks of a group need be listed.
+func (e *events) ofGroups() bool {
+	return e != nil && (e.observer.GroupStarted != nil || e.observer.GroupDone != nil)
+}
+
 func (e *events) groupStarted(info GroupStartedInfo) {
 	if e != nil && e.observer.GroupStarted != nil {
 		e.add(func() { e.observer.GroupStarted(info) })

@@ -234,7 +234,7 @@ func (r *run) runSeq(ctx context.Context, seq iter.Seq[Task]) error {
 // runTask runs a stage of one task.
 func (r *run) runTask(number int, q *queue, res *Result) (failed *Result) {
 	var tasks []Task
-	if r.events != nil {
+	if r.events.ofGroups() {
 		tasks = []Task{res.Task}
 	}
 	r.events.groupStarted(GroupStartedInfo{Run: r.id, Stage: number, Category: q.category, Tasks: tasks})

@@ -227,6 +227,28 @@ func TestAWorkerIgnoresWhatComesAfterGoodbye(t *testing.T) {
 	}
 }
 
+// Nor does it cut off what the worker still has to say: a coordinator may take
+// its time to read reports, and have sent something before it saw GOODBYE.
+func TestWhatComesAfterGoodbyeCutsNoReportOff(t *testing.T) {
+	for v := verbHello; v <= verbError; v++ {
+		t.Run(v.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				output := strings.Repeat("x", 300<<10)
+				wt := startWorker(t, HandlerFunc(func(context.Context, Task) (string, error) { return output, nil }))
+				p := wt.session()
+				p.send("RUN 0 1 0 x")
+				synctest.Wait()
+				wt.worker.drain()
+				synctest.Wait()
+				p.send(lineOf[v])
+				time.Sleep(5 * time.Second)
+				p.expectReports("DONE 0 "+output, "DRAIN", "GOODBYE …")
+				p.expectEnd()
+			})
+		})
+	}
+}
+
 func TestACoordinatorRefusesWhatTheDocumentDoesNotName(t *testing.T) {
 	documented := documentedForCoordinators(t)
 	running := func(p *peer) {

@@ -893,6 +893,28 @@ func TestALeaseIsRenewedByNothingButAnEcho(t *testing.T) {
 	}
 }
 
+func TestPingsThatWereAnsweredAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wt := startWorker(t, parrot)
+		p := wt.stranger()
+		p.send(`HELLO taskexec/1 {"category":"a","timeout_ms":10000}`)
+		p.expect("WELCOME taskexec/1 …")
+		for n := range 100 {
+			p.expect(fmt.Sprint("PING ", n+1))
+			if n%2 == 1 { // one PONG may be lost in a busy peer, and the next counts for both
+				p.send(fmt.Sprint("PONG ", n+1))
+			}
+		}
+		synctest.Wait()
+		s := wt.only()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.pings) != 0 {
+			t.Errorf("%d PINGs are remembered", len(s.pings))
+		}
+	})
+}
+
 // A leaseEnd is when and why a handler's ctx ended.
 type leaseEnd struct {
 	at    time.Time

@@ -1500,6 +1500,83 @@ func TestARestartedWorkerIsToldToShutDownWhenNoStageNeedsIt(t *testing.T) {
 	}
 }
 
+// The link of one category may find a worker that was restarted before that of
+// another has noticed that the worker it knew is gone.
+func TestARestartedWorkerIsNotToldToShutDownWhileALaterStageKnowsTheOldOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		var sessionsOfB atomic.Int32
+		cl.scriptsBeside("w:1", func(_ int, p *peer) {
+			if strings.Contains(p.next(), `"category":"a"`) {
+				p.send(`WELCOME taskexec/1 {"instance":"new"}`)
+				p.send("DONE " + p.task() + " 0")
+				p.expect("SHUTDOWN")
+				cl.log("told")
+				p.send("GOODBYE")
+				return
+			}
+			if sessionsOfB.Add(1) == 1 {
+				p.send(`WELCOME taskexec/1 {"instance":"old"}`)
+				p.task()
+				time.Sleep(time.Second)
+				return
+			}
+			p.send(`WELCOME taskexec/1 {"instance":"new"}`)
+			task := p.task()
+			cl.log("b is done")
+			p.send("DONE " + task + " 0")
+			io.Copy(io.Discard, p.in)
+		})
+		c := cl.coordinator(WithWorkers("a", "w:1"), WithWorkers("b", "w:1"), WithWorkerShutdown(), WithWorkerWait(time.Minute))
+		_, err := cl.run(t.Context(), c, mustParse(t, "a1 b1"))()
+		if diff := cmp.Diff([]string{"b is done", "told"}, cl.traced()); diff != "" || err != nil {
+			t.Errorf("%v; (-want +got):\n%s", err, diff)
+		}
+	})
+}
+
+// Both sessions with a worker are lost when it is restarted, and only one has
+// been followed by another when the run ends: the worker has been told.
+func TestARestartedWorkerThatOneOfItsCategoriesHasFoundIsToldToShutDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		var sessions [2]atomic.Int32 // of each category
+		restarted := make(chan struct{})
+		cl.scriptsBeside("w:1", func(_ int, p *peer) {
+			a := strings.Contains(p.next(), `"category":"a"`)
+			var n int32
+			if a {
+				n = sessions[0].Add(1)
+			} else {
+				n = sessions[1].Add(1)
+			}
+			switch {
+			case a && n == 1:
+				p.send(`WELCOME taskexec/1 {"instance":"old"}`)
+				p.send("DONE " + p.task() + " 0")
+				<-restarted
+			case a:
+				io.Copy(io.Discard, p.in) // not greeted yet when the run ends
+			case n == 1:
+				p.send(`WELCOME taskexec/1 {"instance":"old"}`)
+				p.task()
+				close(restarted)
+			default:
+				p.send(`WELCOME taskexec/1 {"instance":"new"}`)
+				p.send("DONE " + p.task() + " 0")
+				p.expect("SHUTDOWN")
+				cl.log("told")
+				p.send("GOODBYE")
+			}
+		})
+		c := cl.coordinator(WithWorkers("a", "w:1"), WithWorkers("b", "w:1"), WithWorkerShutdown(), WithWorkerWait(time.Minute))
+		_, err := cl.run(t.Context(), c, mustParse(t, "a1 b1"))()
+		if diff := cmp.Diff([]string{"told"}, cl.traced()); diff != "" || err != nil {
+			t.Errorf("%v; (-want +got):\n%s", err, diff)
+		}
+	})
+}
+
 func TestBadWorkersAreNamedAndHarmNobody(t *testing.T) {
 	run := func(p *peer, welcome string) {
 		p.expect("HELLO …")

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -384,6 +385,18 @@ func TestPlanRefusesTheFirstUnusableCategory(t *testing.T) {
 		var refused *TaskError
 		if p != nil || !errors.As(err, &refused) || refused.Index != 1 {
 			t.Errorf("%v: newPlan = %v, %v; want no plan, and the error of task 1", order, p, err)
+		}
+	}
+}
+
+func TestPlanRefusesTheFirstNegativeTimeout(t *testing.T) {
+	tasks := mustParse(t, "a1 b1 a2 b2")
+	tasks[1].Timeout, tasks[3].Timeout = -time.Second, -time.Minute
+	for _, order := range []Order{ByCategory, ByInput, Concurrent} {
+		_, err := newPlan(tasks, order, nil)
+		var refused *TaskError
+		if !errors.As(err, &refused) || refused.Index != 1 || !strings.Contains(err.Error(), "timeout -1s is negative") {
+			t.Errorf("%v: newPlan gives %v, want the error of task 1", order, err)
 		}
 	}
 }

@@ -896,6 +896,25 @@ func TestAWorkerThatGreetsWrongIsNamedBeforeATaskIsSent(t *testing.T) {
 	}
 }
 
+func TestAWorkerThatIsNotAwaitedAnyMoreIsNotNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("bad:1", func(p *peer) {
+			p.expect("HELLO …")
+			time.Sleep(time.Second)
+			p.send(`WELCOME taskexec/1 {"categories":["x"]}`)
+			io.Copy(io.Discard, p.in)
+		})
+		cl.script("slow:1", func(p *peer) { io.Copy(io.Discard, p.in) })
+		tasks := mustParse(t, "a1")
+		report, err := cl.coordinator(WithWorkers("a", "slow:1", "bad:1")).Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if err == nil || !strings.Contains(err.Error(), "bad:1") || strings.Contains(err.Error(), "slow:1") || report.Elapsed != time.Second {
+			t.Errorf("after %v: got %v, want it to name bad:1 only", report.Elapsed, err)
+		}
+	})
+}
+
 func TestADialThatHangsEndsWithTheHandshakeTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, err := NewCoordinator(WithWorkers("a", "a:1"), WithHandshakeTimeout(3*time.Second), WithWorkerWait(0),

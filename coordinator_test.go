@@ -1280,6 +1280,35 @@ func TestAnAddressIsHarmlessWhenItsWorkerIsLost(t *testing.T) {
 	})
 }
 
+func TestWhyNoWorkerIsLeftIsInTheRunsError(t *testing.T) {
+	// There is one worker, which is not waited for, and a task that it was not sent.
+	for _, tt := range []struct {
+		reason string
+		play   func(p *peer)
+		want   string
+	}{
+		{"it drains", func(p *peer) { p.send("DRAIN"); time.Sleep(time.Second); p.send("DONE 0 0", "GOODBYE") }, "(worker at a:1: it is shutting down)"},
+		{"a fault", func(p *peer) { p.send("DONE 1 0"); io.Copy(io.Discard, p.in) }, "DONE for task 1, which is not in flight here)"},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t)
+				cl.script("a:1", func(p *peer) {
+					p.welcome()
+					p.expect("RUN 0 1 0 a0")
+					tt.play(p)
+				})
+				tasks := tasksOf("a", 2)
+				report, err := cl.coordinator(WithWorkers("a", "a:1")).Run(t.Context(), tasks)
+				checkReport(t, tasks, report, err)
+				if !errors.Is(err, ErrNoWorker) || !strings.HasSuffix(err.Error(), tt.want) {
+					t.Errorf("got %v, want %s", err, tt.want)
+				}
+			})
+		})
+	}
+}
+
 func TestAWorkerLostBetweenStagesIsMissedWhenItsStageComes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

@@ -73,6 +73,11 @@ func TestMisuseOfAnOptionPanics(t *testing.T) {
 		{"WithOrder(-1)", func() { WithOrder(-1) }},
 		{"WithWindow(0)", func() { WithWindow(0) }},
 		{"WithSlots(0)", func() { WithSlots(0) }},
+		{"WithTaskTimeout(-1ns)", func() { WithTaskTimeout(-1) }},
+		{"WithCancelGrace(0)", func() { WithCancelGrace(0) }},
+		{"WithStreamBuffer(0)", func() { WithStreamBuffer(0) }},
+		{"WithOnFailure(-1)", func() { WithOnFailure(-1) }},
+		{"WithOnFailure(3)", func() { WithOnFailure(3) }},
 		{"WithHandshakeTimeout(0)", func() { WithHandshakeTimeout(0) }},
 		{"WithHandshakeTimeout(-1s)", func() { WithHandshakeTimeout(-time.Second) }},
 	} {

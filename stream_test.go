@@ -535,6 +535,33 @@ func TestSnapshotCountsEveryTaskOnce(t *testing.T) {
 	})
 }
 
+func TestCategoriesOfASnapshotAndAReportAreSorted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const sorted = "abcdefgh"
+		var c *Coordinator
+		var counted []CategorySnapshot
+		c = newTestCoordinator(t, serveMem(t, HandlerFunc(func(_ context.Context, task Task) (string, error) {
+			if task.Category == "a" {
+				counted = c.Snapshot()[0].Categories
+			}
+			return "", nil
+		}), sorted)...)
+		report, err := c.Run(t.Context(), mustParse(t, "d1 h1 a1 g1 b1 f1 c1 e1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, all := range [][]CategorySnapshot{counted, report.Categories} {
+			got := ""
+			for _, category := range all {
+				got += category.Category
+			}
+			if got != sorted {
+				t.Errorf("got %s, want %s", got, sorted)
+			}
+		}
+	})
+}
+
 func TestObserverTracksSessionsSendingsAndDurationsInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := HandlerFunc(func(context.Context, Task) (string, error) { time.Sleep(time.Second); return "", nil })

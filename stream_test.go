@@ -591,6 +591,42 @@ func TestObserverTracksSessionsSendingsAndDurationsInOrder(t *testing.T) {
 	})
 }
 
+func TestAnObserverIsGivenTheTasksOfAGroupThatIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tasks := mustParse(t, "b1 a1 b2")
+		names := func(tasks []Task) (all string) {
+			for _, task := range tasks {
+				all += " " + task.Category + "/" + task.Instruction
+			}
+			return all
+		}
+		for order, want := range map[Order][]string{
+			ByCategory: {"started a/a1", "ended a/a1", "started b/b1 b/b2", "ended b/b1 b/b2"},
+			ByInput:    {"started b/b1", "ended b/b1", "started a/a1", "ended a/a1", "started b/b2", "ended b/b2"},
+		} {
+			for _, stream := range []bool{false, true} {
+				var got []string
+				c := newTestCoordinator(t, append(serveMem(t, parrot, "ab"), WithOrder(order), WithObserver(Observer{
+					GroupStarted: func(i GroupStartedInfo) { got = append(got, "started"+names(i.Tasks)) },
+					GroupDone:    func(i GroupDoneInfo) { got = append(got, "ended"+names(i.Tasks)) },
+				}))...)
+				if stream {
+					for _, err := range c.Stream(t.Context(), slices.Values(tasks)) {
+						if err != nil {
+							t.Error(err)
+						}
+					}
+				} else if _, err := c.Run(t.Context(), tasks); err != nil {
+					t.Error(err)
+				}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("%v, in a Stream: %v (-want +got):\n%s", order, stream, diff)
+				}
+			}
+		}
+	})
+}
+
 func TestCancelGraceBoundsTheWaitForAHandlerThatIgnoresIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})

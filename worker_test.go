@@ -469,6 +469,17 @@ func TestDoneSaysHowLongTheHandlerTook(t *testing.T) {
 	})
 }
 
+func TestTheWaitOfAReportIsNotTheNextTasksTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := startWorker(t, HandlerFunc(func(context.Context, Task) (string, error) {
+			return strings.Repeat("x", 600<<10), nil
+		})).session()
+		p.send(runs(1, 4)...)
+		time.Sleep(5 * time.Second) // for which the third report waits for room
+		p.expect("DONE 1 0 x…", "DONE 2 0 x…", "DONE 3 0 x…", "DONE 4 0 x…")
+	})
+}
+
 func TestBytesOfAnyKindSurvive(t *testing.T) {
 	all := make([]byte, 256)
 	for i := range all {

@@ -921,6 +921,8 @@ func TestWindowExceededIsAnError(t *testing.T) {
 	}{
 		{"tasks", runs(1, 4096), "RUN 5000 1 0 x", "4096 short tasks are granted"},
 		{"bytes", []string{"RUN 1 1 0 " + strings.Repeat("x", 700<<10)}, "RUN 2 1 0 " + strings.Repeat("x", 400<<10), "together over 1 MiB"},
+		{"one byte", []string{"RUN 1 1 0 " + strings.Repeat("x", 600<<10)}, "RUN 2 1 0 " + strings.Repeat("x", 424<<10+1), "together one byte over 1 MiB"},
+		{"to the byte", []string{"RUN 1 1 0 " + strings.Repeat("x", 600<<10), "RUN 2 1 0 " + strings.Repeat("x", 424<<10)}, "RUN 3 1 0", "1 MiB is granted"},
 		{"one", []string{"RUN 1 1 0 " + strings.Repeat("x", 1<<20-11)}, "RUN 2 1 0 x", "one task of any size is granted, and fills the window"},
 	}
 	for _, c := range cases {

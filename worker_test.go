@@ -962,6 +962,8 @@ func TestRunOfACategoryNotServedIsAnError(t *testing.T) {
 			return "", nil
 		}), WithCategories("b", "c"))
 		p := wt.session() // for a: WELCOME says what is served, and the coordinator judges
+		p.send("PING 1")
+		p.expect("PONG 1")
 		p.send("RUN 0 1 0 x")
 		p.expect(`ERROR category this worker does not serve category "a"`)
 		p.expectEnd()

@@ -725,6 +725,23 @@ func TestASilentWorkerIsDeadAfterTheTimeoutAndWhatItSaysThenDoesNotCount(t *test
 	})
 }
 
+func TestASilentWorkerIsDeadAfterTheTimeoutThoughNoHeartbeatIsDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("a:1", func(p *peer) {
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"heartbeat":true}`)
+			p.expect("RUN 0 1 0 a0", "PING 1", "PING 2", "ERROR timeout nothing heard for 10s")
+			p.expectEnd()
+		})
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithAtMostOnce(), WithHeartbeat(4*time.Second, 10*time.Second))
+		report, _ := cl.run(t.Context(), c, tasksOf("a", 1))()
+		if got := outcomes(report); got != "Unknown" || report.Elapsed != 10*time.Second {
+			t.Errorf("got %s after %v, want Unknown after 10s", got, report.Elapsed)
+		}
+	})
+}
+
 func TestALateReportIsNotTheReasonWhyAWorkerSaidNoGoodbye(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

@@ -663,6 +663,28 @@ func TestALostWorkerIsDialedThoughNoTaskWaits(t *testing.T) {
 	})
 }
 
+// A task that is lost is progress too: it is lost a few times at most.
+func TestTheWaitForAWorkerBeginsAnewWhenATaskIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		p := cl.process("a:1", func(ctx context.Context, task Task) (string, error) {
+			if info, _ := TaskInfoFrom(ctx); info.Attempt < 3 {
+				return until(ctx, task)
+			}
+			return "", nil
+		})
+		for _, at := range []time.Duration{15 * time.Second, 45 * time.Second} {
+			cl.after(at, p.kill)
+			cl.after(at+12*time.Second, func() { p.start() })
+		}
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(20*time.Second), withJitter(none))
+		report, err := cl.run(t.Context(), c, tasksOf("a", 1))()
+		if err != nil || report.Troubles.Losses != 2 {
+			t.Errorf("got %v and %+v after %v", err, report.Troubles, report.Elapsed)
+		}
+	})
+}
+
 // mutedConn takes nothing. Who would wait for an answer for longer than last words
 // take waits until that is known.
 type mutedConn struct{ net.Conn }

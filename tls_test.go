@@ -1151,6 +1151,86 @@ func TestPeersNeedTLSOfTheirDialer(t *testing.T) {
 	})
 }
 
+// seeming goes to another machine and looks like TLS, and does without it.
+type seeming struct{ elsewhere }
+
+func (seeming) HandshakeContext(context.Context) error { return nil }
+func (seeming) ConnectionState() tls.ConnectionState   { return tls.ConnectionState{} }
+func (seeming) CloseWrite() error                      { return nil }
+func (c seeming) NetConn() net.Conn                    { return c.Conn }
+
+// A type that wraps a *tls.Conn may also wrap what is none.
+func TestAConnectionThatOnlyLooksLikeTLSIsPlaintext(t *testing.T) {
+	for _, allowed := range []bool{false, true} {
+		var both []Option
+		if allowed {
+			both = append(both, WithInsecure())
+		}
+		synctest.Test(t, func(t *testing.T) {
+			worker := []WorkerOption{WithName("w")}
+			for _, o := range both {
+				worker = append(worker, o)
+			}
+			client, server := net.Pipe()
+			defer client.Close()
+			served := make(chan error, 1)
+			go func() { served <- NewWorker(parrot, worker...).ServeConn(t.Context(), seeming{elsewhere{server}}) }()
+			p := newPeer(t, client)
+			p.send(helloA)
+			if allowed {
+				p.expect("WELCOME …")
+				client.Close()
+			} else {
+				p.expect("ERROR refused insecure transport: …")
+			}
+			if err := <-served; (err == nil) != allowed {
+				t.Errorf("allowed: %v: ServeConn returned %v", allowed, err)
+			}
+		})
+		synctest.Test(t, func(t *testing.T) {
+			client, server := net.Pipe()
+			go func() {
+				p := newPeer(t, server)
+				if allowed {
+					p.welcome()
+					p.send("DONE " + p.task() + " 0")
+				}
+				p.expectEnd()
+				server.Close()
+			}()
+			options := []CoordinatorOption{WithWorkers("a", "w:1"),
+				WithDialer(func(context.Context, string, string) (net.Conn, error) { return seeming{elsewhere{client}}, nil })}
+			for _, o := range both {
+				options = append(options, o)
+			}
+			_, err := newTestCoordinator(t, options...).Run(t.Context(), mustParse(t, "a1"))
+			if errors.Is(err, ErrInsecureTransport) == allowed || (err == nil) != allowed {
+				t.Errorf("allowed: %v: Run returned %v", allowed, err)
+			}
+		})
+	}
+}
+
+// A listener's own TLS may be tried by anybody.
+func TestAHandshakeThatFailsOverAListenersTLSHarmsNobody(t *testing.T) {
+	forWorker, forCoordinator := bothConfigs(t)
+	ln := listenTCP(t)
+	wt := serveTest(t, tls.NewListener(ln, forWorker), func() net.Conn {
+		conn, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		return conn
+	}, parrot)
+	p := wt.stranger()
+	p.send(helloA)
+	p.expect("ERROR protocol this worker expects TLS; the coordinator needs WithTLS")
+	plain := wt.connect
+	wt.connect = func() net.Conn { return tls.Client(plain(), forCoordinator) }
+	wt.expectServing()
+}
+
 // A listener whose type does not say that it brings no TLS shows it by its first
 // connection.
 func TestPeersNeedTLSOfAnUnknownListener(t *testing.T) {

@@ -1315,6 +1315,53 @@ func TestTLSConfigsOwnChecksCount(t *testing.T) {
 	}
 }
 
+// With a list crypto/tls does not verify a worker's chain, and this package does.
+func TestAChainIsVerifiedInTheSameWayWithAList(t *testing.T) {
+	now := time.Now()
+	valid := func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(-time.Hour), now.Add(time.Hour) }
+	root := &testCA{t: t, pool: x509.NewCertPool()}
+	authority := func(by *testCA, name string) tls.Certificate {
+		template := &x509.Certificate{
+			Subject:               pkix.Name{CommonName: name},
+			IsCA:                  true,
+			BasicConstraintsValid: true,
+			KeyUsage:              x509.KeyUsageCertSign,
+		}
+		valid(template)
+		return by.sign(template)
+	}
+	root.cert = authority(root, "root").Leaf
+	root.pool.AddCert(root.cert)
+	below := authority(root, "below")
+	ca := &testCA{t: t, cert: below.Leaf, key: below.PrivateKey.(*ecdsa.PrivateKey), pool: root.pool}
+	issue := func(name string, whole bool) tls.Certificate {
+		cert := ca.issue(valid, name)
+		if whole {
+			cert.Certificate = append(cert.Certificate, below.Certificate[0])
+		}
+		return cert
+	}
+	for _, list := range []bool{false, true} {
+		for _, whole := range []bool{true, false} {
+			forWorker, forCoordinator := ca.config(issue("w.test", whole)), ca.config(issue("c.test", true))
+			forWorker.Time, forCoordinator.Time = nil, nil // the clock's
+			worker := []WorkerOption{WithTLS(forWorker)}
+			mine := []CoordinatorOption{WithTLS(forCoordinator), WithWorkers("a", "w.test:1")}
+			if list {
+				mine = append(mine, WithPeers(Peer{Name: "w.test", Categories: []string{"a"}}))
+			}
+			dial, served := oneSession(t, worker...)
+			_, err := newTestCoordinator(t, append(mine, WithDialer(dial))...).Run(t.Context(), mustParse(t, "a1"))
+			if (err == nil) != whole || err != nil && !strings.Contains(err.Error(), "certificate signed by unknown authority") {
+				t.Errorf("with a list: %v, with the whole chain: %v: got %v", list, whole, err)
+			}
+			if err := <-served; (err == nil) != whole {
+				t.Errorf("with a list: %v, with the whole chain: %v: the worker says %v", list, whole, err)
+			}
+		}
+	}
+}
+
 func TestACertificateIsRefusedWhateverTheReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		forWorker, forCoordinator := bothConfigs(t)

@@ -121,7 +121,7 @@ func TestLifeCycleIsLogged(t *testing.T) {
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
-		keys := []string{keyRun, keyWorker, keyAddr, keyCategory, keySlots, keyText, keyTasks}
+		keys := []string{keyRun, keyWorker, keyAddr, keyCategory, keyCoordinator, keySlots, keyText, keyTasks}
 		mine.expectLines(t, keys,
 			"INFO run started run="+report.Run,
 			"INFO session opened run="+report.Run+" worker=w addr=a:1 category=a slots=3",
@@ -472,6 +472,73 @@ func TestAReportDoesNotWaitForALoggerThatBlocks(t *testing.T) {
 		}
 		p.expectReports("DONE 1 ")
 		close(block)
+	})
+}
+
+// Nor has a task started that waits for a slot which waits for a logger.
+func TestATaskThatWaitsForALoggerCanBeRecalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelDebug)
+		block := make(chan struct{})
+		p := startWorker(t, HandlerFunc(func(context.Context, Task) (string, error) {
+			log.mu.Lock()
+			defer log.mu.Unlock()
+			log.block = block
+			return "", nil
+		}), WithLogger(slog.New(log))).session()
+		p.send(runs(1, 2)...)
+		p.expectReports("DONE 1 ")
+		synctest.Wait()
+		p.send("RECALL 2")
+		p.expect("RETURN 2")
+		close(block)
+	})
+}
+
+func TestASessionEndsWhenItsOpeningIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		block := make(chan struct{})
+		log.block = block
+		client, server := net.Pipe()
+		returned := make(chan error, 1)
+		go func() { returned <- NewWorker(parrot, WithLogger(slog.New(log))).ServeConn(t.Context(), server) }()
+		p := newPeer(t, client)
+		p.send(helloA)
+		p.expect("WELCOME …")
+		synctest.Wait()
+		log.mu.Lock()
+		log.block = nil // for what follows
+		log.mu.Unlock()
+		p.conn.Close()
+		synctest.Wait()
+		select {
+		case err := <-returned:
+			t.Errorf("ServeConn returned %v while its logger was called", err)
+			returned <- err
+		default:
+		}
+		close(block)
+		if err := <-returned; err != nil {
+			t.Error(err)
+		}
+		log.expectLines(t, nil, "INFO session opened", "INFO session closed")
+	})
+}
+
+func TestTheVerifiedNameOfACoordinatorIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		forWorker, forCoordinator := bothConfigs(t)
+		cl := newCluster(t)
+		cl.worker("a:1", echo, WithTLS(forWorker), WithLogger(slog.New(log)))
+		if _, err := cl.coordinator(WithWorkers("a", "a:1"), WithTLS(forCoordinator)).Run(t.Context(), tasksOf("a", 1)); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if want := "INFO session opened coordinator=coordinator.test"; !slices.Contains(log.lines(keyCoordinator), want) {
+			t.Errorf("logged %q", log.lines(keyCoordinator))
+		}
 	})
 }
 

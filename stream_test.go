@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"runtime"
 	"slices"
@@ -357,6 +358,14 @@ func TestKeepGoingTriesEveryTask(t *testing.T) {
 	}
 }
 
+func TestOnFailureIsNamedInMessages(t *testing.T) {
+	for p, want := range map[OnFailure]string{FinishStage: "FinishStage", StopSoon: "StopSoon", KeepGoing: "KeepGoing", 7: "OnFailure(7)"} {
+		if got := p.String(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
 func TestConcurrentRunsAllCategoriesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := HandlerFunc(func(context.Context, Task) (string, error) { time.Sleep(time.Second); return "", nil })
@@ -454,6 +463,31 @@ func TestAWorkerWhoseSlotsAreAllStuckCountsAsGone(t *testing.T) {
 		close(release)
 		if got, want := outcomesOf(report.Results), "a1:Failed a2:Skipped a3:Skipped"; got != want || !errors.Is(err, ErrNoWorker) {
 			t.Errorf("got %s and %v, want %s and ErrNoWorker", got, err, want)
+		}
+	})
+}
+
+// However many of its tasks a worker calls stuck, it is dialed again when it has
+// reported all.
+func TestAWorkerThatHasMoreStuckTasksThanSlotsIsDialedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.scripts("a:1", func(n int, p *peer) {
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"window":2}`)
+			if n == 0 {
+				p.expect("RUN 0 1 0 a0", "RUN 1 1 0 a1")
+				p.send("FAIL 0 stuck 0", "FAIL 1 stuck 0")
+			} else {
+				p.expect("RUN 2 1 0 a2")
+				p.send("DONE 2 0")
+			}
+			io.Copy(io.Discard, p.in)
+		})
+		c := cl.coordinator(WithWorkers("a", "a:1"), withLeastWindow(2), WithOnFailure(KeepGoing), WithWorkerWait(time.Minute))
+		report, _ := cl.run(t.Context(), c, tasksOf("a", 3))()
+		if got := outcomes(report); got != "Failed Failed Done" || report.Elapsed > time.Second {
+			t.Errorf("got %s after %v", got, report.Elapsed)
 		}
 	})
 }

@@ -1090,6 +1090,49 @@ func TestSessionsThatAreOverLeaveNothingBehind(t *testing.T) {
 	})
 }
 
+func TestATurnForNothingLeavesNoSlotBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		wt := startWorker(t, g)
+		idle := wt.session()
+		s := wt.only()
+		busy := wt.session()
+		for i := range 100 {
+			busy.send(fmt.Sprintf("RUN %d 1 0 x", i))
+			g.expectStarted(t, "x")
+			idle.send(runs(1, 3)...)
+			idle.send("RECALL 1", "RECALL 2", "RECALL 3")
+			idle.expect("RETURN 1", "RETURN 2", "RETURN 3")
+			g.release <- struct{}{}
+			busy.expectReports(fmt.Sprintf("DONE %d x", i))
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if n := len(s.slotList); n > 1 {
+			t.Errorf("%d slots were made for a session that has executed nothing", n)
+		}
+	})
+}
+
+func TestLongReportsLeaveNoLongBuffersBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wt := startWorker(t, bigOutputs(1<<20-100, new(atomic.Int32)))
+		p := wt.session()
+		p.send(runs(1, 3)...)
+		synctest.Wait()
+		for range 3 {
+			p.next()
+		}
+		synctest.Wait()
+		s := wt.only()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if kept := max(cap(s.out), cap(s.wire.buf)); kept > 2*reportBytes {
+			t.Errorf("a buffer of %d bytes is kept", kept)
+		}
+	})
+}
+
 func TestWaitingListDoesNotGrowWithTheTasksThatHavePassed(t *testing.T) {
 	var q jobs
 	var j job

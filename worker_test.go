@@ -2248,6 +2248,22 @@ func TestWorkerServesSeveralListeners(t *testing.T) {
 	})
 }
 
+func TestAListenerThatHasFailedIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := NewWorker(parrot)
+		for range 100 {
+			ln := new(memNetwork).listen("w:1")
+			ln.Close()
+			if err := w.Serve(t.Context(), ln); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("Serve returned %v", err)
+			}
+		}
+		if n := len(w.listeners); n != 0 {
+			t.Errorf("%d listeners are kept", n)
+		}
+	})
+}
+
 func TestListenAndServeRefusesABadAddress(t *testing.T) {
 	for _, c := range []struct{ addr, want, reason string }{
 		{"", `address "" is neither host:port nor unix:/path`, "an empty flag"},

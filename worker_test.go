@@ -2394,6 +2394,11 @@ func TestServeConnSaysHowTheSessionEnded(t *testing.T) {
 		right func(error) bool
 	}{
 		{"closed between lines", func(p *peer, w *Worker, stop func()) { p.conn.Close() }, isNil},
+		{"closed between lines, and a report is not read", func(p *peer, w *Worker, stop func()) {
+			p.send("RUN 1 1 0 x")
+			synctest.Wait()
+			p.conn.Close()
+		}, func(err error) bool { return errors.Is(err, io.ErrClosedPipe) }},
 		{"closed inside a line", func(p *peer, w *Worker, stop func()) {
 			io.WriteString(p.conn, "RUN 1 1")
 			p.conn.Close()

@@ -1201,15 +1201,18 @@ func TestAWorkerThatDrainsIsFollowedBesideItsLastTask(t *testing.T) {
 // it late.
 func TestAWorkerThatIsRestartedWhenItsDrainIsOverIsFoundSoon(t *testing.T) {
 	for _, tt := range []struct {
-		order Order
-		takes time.Duration
-		wait  time.Duration
-		most  time.Duration
+		reason string
+		order  Order
+		takes  time.Duration
+		wait   time.Duration
+		most   time.Duration
+		jitter func(time.Duration) time.Duration
 	}{
-		{ByCategory, 26 * time.Second, 30 * time.Second, 54 * time.Second}, // a task waits while the worker drains
-		{ByInput, 54 * time.Second, 5 * time.Second, 110 * time.Second},    // none does before that is over
+		{"a task waits while the worker drains", ByCategory, 26 * time.Second, 30 * time.Second, 54 * time.Second, longest},
+		{"none does before that is over", ByInput, 54 * time.Second, 5 * time.Second, 110 * time.Second, longest},
+		{"the last dial in vain was early in its slot", ByCategory, 26 * time.Second, 30 * time.Second, 54 * time.Second, none},
 	} {
-		t.Run(tt.order.String(), func(t *testing.T) {
+		t.Run(tt.reason, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				cl := newCluster(t)
 				var e executions
@@ -1226,7 +1229,7 @@ func TestAWorkerThatIsRestartedWhenItsDrainIsOverIsFoundSoon(t *testing.T) {
 				})
 				times, dialer := cl.dialTimes()
 				c := cl.coordinator(WithWorkers("a", "a:1"), WithOrder(tt.order), WithWorkerWait(tt.wait), dialer,
-					withJitter(longest), WithLogger(slog.New(log)))
+					withJitter(tt.jitter), WithLogger(slog.New(log)))
 				report, err := cl.run(t.Context(), c, tasksOf("a", 2))()
 				if err != nil || report.Elapsed > tt.most || report.Troubles.Losses != 0 {
 					t.Errorf("got %v after %v, with %+v; dialed at %v", err, report.Elapsed, report.Troubles, times.of("a:1"))

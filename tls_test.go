@@ -809,6 +809,41 @@ func TestTLSStrangersKeepNoCoordinatorOut(t *testing.T) {
 	})
 }
 
+// Nor do those who have come in by a listener's own TLS, and then neither greet
+// nor read: to say goodbye to them would take 5 s each.
+func TestStrangersOfAListenersTLSMakeRoomAtOnce(t *testing.T) {
+	forWorker, forCoordinator := bothConfigs(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := NewWorker(parrot)
+		var serving sync.WaitGroup
+		connect := func() net.Conn {
+			client, server := net.Pipe()
+			serving.Go(func() { w.ServeConn(t.Context(), tls.Server(server, forWorker)) })
+			conn := tls.Client(client, forCoordinator)
+			if err := conn.Handshake(); err != nil {
+				t.Error(err)
+			}
+			return conn
+		}
+		var conns []net.Conn
+		for range strangersMost {
+			conns = append(conns, connect())
+		}
+		start := time.Now()
+		last := connect()
+		p := newPeer(t, last)
+		p.send(helloA)
+		p.expect("WELCOME …")
+		if took := time.Since(start); took != 0 {
+			t.Errorf("the next had to wait for %v", took)
+		}
+		for _, conn := range append(conns, last) {
+			conn.(*tls.Conn).NetConn().Close()
+		}
+		serving.Wait()
+	})
+}
+
 // deafConn reads nothing for longer than anybody waits.
 type deafConn struct{ net.Conn }
 

@@ -651,6 +651,45 @@ func TestAWindowIsNeverExceeded(t *testing.T) {
 	}
 }
 
+// The document counts the bytes of a line, its newline included.
+func TestTheBytesOfAWindowAreUsedToTheLast(t *testing.T) {
+	line := func(number, size int) Task {
+		return Task{Category: "a", Instruction: strings.Repeat("x", size-len(fmt.Sprintf("RUN %d 1 0 \n", number)))}
+	}
+	for _, over := range []int{0, 1} {
+		synctest.Test(t, func(t *testing.T) {
+			cl := newCluster(t)
+			var c *Coordinator
+			cl.script("a:1", func(p *peer) {
+				p.expect("HELLO …")
+				p.send(`WELCOME taskexec/1 {"slots":2}`)
+				p.expect("RUN 0 …")
+				if over == 0 {
+					p.expect("RUN 1 …")
+				} else {
+					synctest.Wait()
+					if got := c.Snapshot()[0].Categories[0].InFlight; got != 1 {
+						t.Errorf("%d tasks are in flight", got)
+					}
+				}
+				p.send("DONE 0 0")
+				if over > 0 {
+					p.expect("RUN 1 …")
+				}
+				p.send("DONE 1 0")
+				p.expectEnd()
+			})
+			tasks := []Task{line(0, 600<<10), line(1, 424<<10+over)}
+			c = cl.coordinator(WithWorkers("a", "a:1"))
+			report, err := c.Run(t.Context(), tasks)
+			checkReport(t, tasks, report, err)
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestATaskThatFailsEndsItsStageAndSkipsTheLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

@@ -788,6 +788,15 @@ func TestWhatAWorkerReportsDecidesTheOutcome(t *testing.T) {
 	}
 }
 
+func TestOutcomesAreNamedInMessages(t *testing.T) {
+	for o, want := range map[Outcome]string{Done: "Done", Failed: "Failed", Canceled: "Canceled", Skipped: "Skipped", Unknown: "Unknown",
+		-1: "Outcome(-1)", 0: "Outcome(0)", 6: "Outcome(6)"} {
+		if got := o.String(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
 func TestATextOfAWorkerIsCutAndEscaped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

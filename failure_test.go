@@ -457,6 +457,63 @@ func TestASuspectGoesAtOnceToAWorkerThatHasASlotFree(t *testing.T) {
 	})
 }
 
+func TestWhatWaitsBehindASuspectGoesOnWhenAnotherHasTakenIt(t *testing.T) {
+	// Task 0 was lost so often that it has to be alone. A worker with a long task
+	// and a free slot has to leave it to another, and what follows it as well,
+	// until the other is there.
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		start := time.Now()
+		at := func(d time.Duration) { time.Sleep(time.Until(start.Add(d))) }
+		attempts := 0
+		cl.scripts("one:1", func(_ int, p *peer) {
+			if attempts == 3 && time.Since(start) < time.Minute {
+				return
+			}
+			attempts++
+			p.expect("HELLO …")
+			if attempts == 1 {
+				at(time.Second) // until the other has left
+			}
+			p.send("WELCOME taskexec/1 {}")
+			p.expect(fmt.Sprintf("RUN 0 %d 0 a0", attempts))
+			switch attempts {
+			case 3:
+				at(40 * time.Second)
+			case 4:
+				cl.log("after %v", time.Since(start))
+				at(time.Hour)
+				p.send("DONE 0 0")
+				p.expectEnd()
+			}
+		})
+		cl.scripts("two:1", func(n int, p *peer) {
+			switch {
+			case n == 0:
+				p.welcome()
+				p.send("GOODBYE")
+			case time.Since(start) >= 10*time.Second:
+				p.expect("HELLO …")
+				p.send(`WELCOME taskexec/1 {"slots":2}`)
+				p.expect("RUN 1 1 0 a1", "RUN 2 1 0 a2")
+				at(50 * time.Second)
+				p.send("DONE 2 0")
+				p.expect("RUN 3 1 0 a3")
+				cl.log("after %v", time.Since(start))
+				p.send("DONE 3 0")
+				at(time.Hour)
+				p.send("DONE 1 0")
+				p.expectEnd()
+			}
+		})
+		c := cl.coordinator(WithWorkers("a", "one:1", "two:1"), WithWorkerWait(time.Minute))
+		report, err := cl.run(t.Context(), c, tasksOf("a", 4))()
+		if got := cl.traced(); err != nil || len(got) != 2 || got[0] != got[1] {
+			t.Errorf("%v after %v; tasks 0 and 3 were taken %q, want both at once", err, report.Elapsed, got)
+		}
+	})
+}
+
 func TestAtMostOnceHoldsNoMoreThanSlotsAndSendsNothingLostAgain(t *testing.T) {
 	for _, slots := range []int{1, 3} {
 		t.Run(fmt.Sprintf("%d slots", slots), func(t *testing.T) {

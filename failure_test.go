@@ -1744,7 +1744,7 @@ func TestBadWorkersAreNamedAndHarmNobody(t *testing.T) {
 func TestAllWorkersDeadFromTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)
-		c := cl.coordinator(WithWorkers("a", "dead:1", "dead:2"), WithWorkers("b", "dead:3"), WithWorkerWait(30*time.Second))
+		c := newTestCoordinator(t, WithDialer(cl.dial), WithWorkers("a", "dead:1", "dead:2"), WithWorkers("b", "dead:3")) // with the default wait
 		report, err := cl.run(t.Context(), c, mustParse(t, theNine[:5]+" b1"))()
 		if report.Elapsed != 30*time.Second || report.Counts.Skipped != 3 {
 			t.Errorf("got %+v after %v", report.Counts, report.Elapsed)

@@ -560,6 +560,9 @@ func TestSnapshotCountsEveryTaskOnce(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("-want +got:\n%s", diff)
 		}
+		if diff := cmp.Diff(Counts{Done: 1, Failed: 1}, got.Counts()); diff != "" {
+			t.Errorf("all categories (-want +got):\n%s", diff)
+		}
 		<-done
 		for _, cat := range report.Categories {
 			if cat.Waiting+cat.InFlight != 0 {

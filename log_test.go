@@ -495,6 +495,22 @@ func TestATaskThatWaitsForALoggerCanBeRecalled(t *testing.T) {
 	})
 }
 
+func TestTheTimeOfALoggerIsNotTheTasks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelDebug)
+		wt := startWorker(t, parrot, WithLogger(slog.New(log)))
+		p := wt.session()
+		synctest.Wait()
+		block := make(chan struct{})
+		log.mu.Lock()
+		log.block = block
+		log.mu.Unlock()
+		time.AfterFunc(time.Second, func() { close(block) })
+		p.send("RUN 1 1 0 x", "RUN 2 1 0 y")
+		p.expect("DONE 1 0 x", "DONE 2 0 y")
+	})
+}
+
 func TestASessionEndsWhenItsOpeningIsLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newLogRecorder(slog.LevelInfo)

@@ -1785,6 +1785,19 @@ func TestShutdownNamesAtMostTenTasks(t *testing.T) {
 	})
 }
 
+func TestShutdownSaysThatOnlySessionsAreOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wt := startWorker(t, parrot)
+		wt.session() // which does not read DRAIN
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
+		defer cancel()
+		err := wt.worker.Shutdown(ctx)
+		if err == nil || err.Error() != "taskexec: worker w still runs no task, but sessions are still open: context deadline exceeded" {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
 func TestShutdownBeforeServe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := NewWorker(parrot)

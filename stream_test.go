@@ -254,6 +254,28 @@ func TestStreamYieldsWhatItReadAndThenItsErrorOnce(t *testing.T) {
 	}
 }
 
+func TestAStreamRefusesANegativeTimeout(t *testing.T) {
+	for _, order := range []Order{ByCategory, ByInput, Concurrent} {
+		for negative := range 2 { // the first of its category, and another
+			synctest.Test(t, func(t *testing.T) {
+				tasks := mustParse(t, "a1 a2")
+				tasks[negative].Timeout = -time.Second
+				c := newTestCoordinator(t, append(serveMem(t, parrot, "a"), WithOrder(order))...)
+				results, err := collect(c.Stream(t.Context(), slices.Values(tasks)))
+				refused, ok := errors.AsType[*TaskError](err)
+				if !ok || refused.Index != negative || !strings.Contains(err.Error(), "its timeout -1s is negative") {
+					t.Errorf("%v: got %v, want the error of task %d", order, err, negative)
+				}
+				for _, r := range results {
+					if r.Index == negative && (r.Outcome != Failed || r.Attempts != 0) {
+						t.Errorf("%v: task %d is %v after %d attempts", order, negative, r.Outcome, r.Attempts)
+					}
+				}
+			})
+		}
+	}
+}
+
 func TestStreamIsCanceledByItsContext(t *testing.T) {
 	for _, order := range []Order{ByCategory, ByInput, Concurrent} {
 		synctest.Test(t, func(t *testing.T) {

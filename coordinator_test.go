@@ -1538,6 +1538,29 @@ func TestACancelThatComesAfterTheLastTaskChangesNothing(t *testing.T) {
 	})
 }
 
+// A worker has a second to read why, though the run is over.
+func TestAWorkerThatAnswersNoCancelIsToldThatItIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		cl.script("a:1", func(p *peer) {
+			p.welcome()
+			p.expect("RUN 0 1 0 a0")
+			cancel()
+			p.expect("CANCEL …")
+			time.Sleep(10*time.Second + time.Second/2)
+			p.expect("ERROR timeout tasks were not reported within 10s after CANCEL")
+			p.expectEnd()
+		})
+		tasks := tasksOf("a", 1)
+		report, err := cl.coordinator(WithWorkers("a", "a:1")).Run(ctx, tasks)
+		checkReport(t, tasks, report, err)
+		if got := outcomes(report); got != "Unknown" || report.Elapsed > 11*time.Second {
+			t.Errorf("got %s after %v", got, report.Elapsed)
+		}
+	})
+}
+
 func TestShutdownOfACoordinatorFinishesWhatRunsAndSkipsTheRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

@@ -390,13 +390,15 @@ func TestPlanRefusesTheFirstUnusableCategory(t *testing.T) {
 }
 
 func TestPlanRefusesTheFirstNegativeTimeout(t *testing.T) {
-	tasks := mustParse(t, "a1 b1 a2 b2")
-	tasks[1].Timeout, tasks[3].Timeout = -time.Second, -time.Minute
-	for _, order := range []Order{ByCategory, ByInput, Concurrent} {
-		_, err := newPlan(tasks, order, nil)
-		var refused *TaskError
-		if !errors.As(err, &refused) || refused.Index != 1 || !strings.Contains(err.Error(), "timeout -1s is negative") {
-			t.Errorf("%v: newPlan gives %v, want the error of task 1", order, err)
+	for first := range 2 {
+		tasks := mustParse(t, "a1 b1 a2 b2")
+		tasks[first].Timeout, tasks[3].Timeout = -time.Second, -time.Minute
+		for _, order := range []Order{ByCategory, ByInput, Concurrent} {
+			_, err := newPlan(tasks, order, nil)
+			var refused *TaskError
+			if !errors.As(err, &refused) || refused.Index != first || !strings.Contains(err.Error(), "timeout -1s is negative") {
+				t.Errorf("%v: newPlan gives %v, want the error of task %d", order, err, first)
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -311,6 +312,13 @@ func TestGreetingsThatDoNotFitAreRefusedByTheirSender(t *testing.T) {
 	line, err := appendGreeting(nil, verbWelcome, w)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for over := range 2 {
+		fits := w
+		fits.Categories = append(slices.Clip(w.Categories), strings.Repeat("x", greetingLimit-len(line)-len(`,""`)+over))
+		if full, err := appendGreeting(nil, verbWelcome, fits); (err == nil) != (over == 0) || err == nil && len(full) != greetingLimit {
+			t.Errorf("%d bytes over the limit: %d bytes and %v", over, len(full), err)
+		}
 	}
 	got, err := greetingOf(strings.TrimSuffix(string(line), "\n"))
 	if err != nil {

@@ -410,6 +410,46 @@ func TestASuspectIsSentByASessionThatHoldsNoMoreThanItsSlots(t *testing.T) {
 	}
 }
 
+// The loss that gives a task up is one of it alone, whatever its worker's slots.
+func TestATaskIsAloneBeforeItIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		var c *Coordinator
+		last := make(chan struct{})
+		cl.scripts("a:1", func(n int, p *peer) {
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"slots":4}`)
+			p.expect(fmt.Sprintf("RUN 0 %d 0 a0", n+1))
+			if n < maxStrikes {
+				return
+			}
+			close(last)
+			time.Sleep(time.Second)
+			if got := c.Snapshot()[0].Categories[0]; got.InFlight != 1 || got.Waiting != 3 {
+				t.Errorf("%d tasks are in flight and %d wait, want the suspect alone", got.InFlight, got.Waiting)
+			}
+			p.send("DONE 0 0")
+			p.expect("RUN 1 1 0 a1", "RUN 2 1 0 a2", "RUN 3 1 0 a3")
+			p.send("DONE 1 0", "DONE 2 0", "DONE 3 0")
+			p.expectEnd()
+		})
+		c = cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute), WithOrder(Concurrent))
+		results, err := collect(c.Stream(t.Context(), func(yield func(Task) bool) {
+			for i, task := range tasksOf("a", 4) {
+				if i == 1 {
+					<-last
+				}
+				if !yield(task) {
+					return
+				}
+			}
+		}))
+		if err != nil || len(results) != 4 {
+			t.Errorf("got %v and %v", results, err)
+		}
+	})
+}
+
 func TestASuspectGoesAtOnceToAWorkerThatHasASlotFree(t *testing.T) {
 	// Of eight workers with one slot each, five hold one task for an hour and
 	// could be given another by their window, one holds three, one is idle, and

@@ -685,6 +685,41 @@ func TestTheWaitForAWorkerBeginsAnewWhenATaskIsLost(t *testing.T) {
 	})
 }
 
+func TestARunRemembersNoSessionsThatAreOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		var c *Coordinator
+		cl.scripts("a:1", func(n int, p *peer) {
+			p.welcome()
+			number := p.task()
+			p.send("DONE " + number + " 0")
+			if number != "49" {
+				return
+			}
+			time.Sleep(time.Second)
+			p.expectEnd()
+		})
+		cl.worker("b:1", func(context.Context, Task) (string, error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			for r := range c.runs {
+				q := r.queues["a"]
+				q.mu.Lock()
+				if n := len(q.sessions); n > 1 {
+					t.Errorf("%d sessions are kept", n)
+				}
+				q.mu.Unlock()
+			}
+			return "", nil
+		})
+		c = cl.coordinator(WithWorkers("a", "a:1"), WithWorkers("b", "b:1"), WithWorkerWait(time.Minute))
+		report, err := cl.run(t.Context(), c, append(tasksOf("a", 50), tasksOf("b", 1)...))()
+		if err != nil || report.Troubles.Redials < 40 {
+			t.Errorf("got %v and %+v", err, report.Troubles)
+		}
+	})
+}
+
 // mutedConn takes nothing. Who would wait for an answer for longer than last words
 // take waits until that is known.
 type mutedConn struct{ net.Conn }

@@ -2744,20 +2744,27 @@ func TestFailureThatFollowsFromTheWorkersEndIsNotReported(t *testing.T) {
 func TestStatsCountWhatWentWrong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		wt := startWorker(t, HandlerFunc(func(ctx context.Context, task Task) (string, error) {
-			if task.Instruction == "right" {
+			switch task.Instruction {
+			case "right":
 				return "", nil
+			case "wrong":
+				return "", errors.New("no")
 			}
 			return until(ctx, task)
 		}))
 		p := wt.session()
-		p.send("RUN 9 1 0 right")
-		p.expectReports("DONE 9 ")
+		p.send("RUN 8 1 0 wrong", "RUN 9 1 0 right")
+		p.expectReports("FAIL 8 error no", "DONE 9 ")
+		synctest.Wait()
+		if diff := cmp.Diff(WorkerStats{Sessions: 1, Slots: 1, Done: 1, Failed: 1, Greeted: 1}, wt.worker.Stats()); diff != "" {
+			t.Errorf("while the session is open (-want +got):\n%s", diff)
+		}
 		p.send("RUN 0 1 0 x", "RUN 1 2 0 x", "RUN 2 1 0 x", "RECALL 2")
 		p.expect("RETURN 2")
 		synctest.Wait()
 		p.conn.Close()
 		synctest.Wait()
-		want := WorkerStats{Slots: 1, Done: 1, Failed: 1, Greeted: 1, Repeated: 1, Returned: 1, Lost: 2}
+		want := WorkerStats{Slots: 1, Done: 1, Failed: 2, Greeted: 1, Repeated: 1, Returned: 1, Lost: 2}
 		if diff := cmp.Diff(want, wt.worker.Stats()); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}

@@ -24,8 +24,7 @@ type link struct {
 	redials int      // sessions after the first
 	sent    int      // tasks, each sending counted
 	counts  Counts   // of what was reported
-	lost    error    // why the latest session ended; nil if it goes on, or ended with a goodbye
-	err     error    // why there is no session after that; a *WorkerError
+	err     error    // why no session follows the latest; a *WorkerError
 
 	draining  int  // sessions that have a follower
 	dismissed bool // its worker was told to shut down, or should have been
@@ -234,7 +233,7 @@ func (l *link) connect(ctx context.Context) (*session, error) {
 		q.run.sessions.Go(func() error { s.hangUp(nil); return nil }) // not here: TLS says goodbye, and a peer may not read
 		return nil, s.fail(errors.New("the run needs it no more"))
 	}
-	l.lost, l.err = nil, nil
+	l.err = nil
 	if l.session != nil {
 		l.redials++
 		q.troubles.Redials++

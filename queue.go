@@ -762,9 +762,7 @@ func (q *queue) noWorker() error {
 	var tried []string
 	for _, l := range q.links {
 		why := "worker at " + quoteUnlessPlain(l.addr) + ": it is shutting down"
-		if l.lost != nil {
-			why = unprefixed(l.lost)
-		} else if l.session != nil && l.session.err != nil {
+		if l.session != nil && l.session.err != nil {
 			why = unprefixed(l.session.err)
 		}
 		if named := (*WorkerError)(nil); errors.As(l.err, &named) {

@@ -257,7 +257,7 @@ func (s *session) leaveLocked(err error, held int) {
 	closed := s.ending
 	s.ending = true
 	if !closed && s.link.session == s {
-		s.link.lost, s.link.err = s.err, nil
+		s.link.err = nil
 	}
 	q.retire(s)
 	q.sessions = slices.DeleteFunc(q.sessions, func(l *session) bool { return l == s })

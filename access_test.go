@@ -249,6 +249,24 @@ func TestWhatComesAfterGoodbyeCutsNoReportOff(t *testing.T) {
 	}
 }
 
+// A line that is none leaves the coordinator a second to read what was written,
+// and takes nothing of it away.
+func TestAFaultAfterGoodbyeTakesNoReportAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		output := strings.Repeat("x", 300<<10)
+		wt := startWorker(t, HandlerFunc(func(context.Context, Task) (string, error) { return output, nil }))
+		p := wt.session()
+		p.send("RUN 0 1 0 x")
+		synctest.Wait()
+		wt.worker.drain()
+		synctest.Wait()
+		p.send("NONSENSE")
+		time.Sleep(time.Second / 2)
+		p.expectReports("DONE 0 "+output, "DRAIN", "GOODBYE …")
+		p.expectEnd()
+	})
+}
+
 func TestACoordinatorRefusesWhatTheDocumentDoesNotName(t *testing.T) {
 	documented := documentedForCoordinators(t)
 	running := func(p *peer) {

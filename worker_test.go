@@ -1769,6 +1769,28 @@ func TestShutdownThatRunsOutOfPatienceNamesWhatRuns(t *testing.T) {
 	})
 }
 
+func TestShutdownNamesNoTaskThatHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		wt := startWorker(t, g, WithSlots(2))
+		p := wt.session()
+		p.send(runs(1, 2)...)
+		synctest.Wait()
+		g.release <- struct{}{}
+		runs := 2
+		if p.report() == "DONE 2 i2" {
+			runs = 1
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := wt.worker.Shutdown(ctx)
+		if want := fmt.Sprintf("taskexec: worker w still runs task %d (i%d): context deadline exceeded", runs, runs); err == nil || err.Error() != want {
+			t.Errorf("Shutdown returned %v, want %s", err, want)
+		}
+	})
+}
+
 func TestShutdownNamesAtMostTenTasks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		wt := startWorker(t, newGate(), WithSlots(12))

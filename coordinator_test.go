@@ -1918,6 +1918,25 @@ func TestARunLeavesNoTimerBehind(t *testing.T) {
 	}
 }
 
+func TestARunLeavesNoWaitForAWorkerBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		p := cl.process("a:1", until)
+		cl.after(time.Second, p.kill)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Hour))
+		r := newRun(&c.config)
+		r.tasks = tasksOf("a", 1)
+		if err := r.execute(ctx, r.runPlan); !errors.Is(err, ctx.Err()) {
+			t.Error(err)
+		}
+		if timer := r.queues["a"].patience; timer == nil || timer.Stop() {
+			t.Error("the timer still runs, or never did")
+		}
+	})
+}
+
 func TestAnErrorWithoutAReasonCanBePrinted(t *testing.T) {
 	for _, err := range []error{&TaskError{Outcome: Failed}, &RunError{}, &WorkerError{Category: "a", Addr: "a:1"}} {
 		if text := err.Error(); !strings.Contains(text, "no reason given") {

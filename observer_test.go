@@ -69,6 +69,31 @@ func TestObserverIsCalledInTheOrderOfWhatHappened(t *testing.T) {
 	})
 }
 
+func TestNoGroupStartsAfterACancelThatComesBetweenStages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		cl.script("a:1", func(p *peer) {
+			p.welcome()
+			p.expect("RUN 0 1 0 a1")
+			p.send("DONE 0 0")
+			p.expect("SHUTDOWN")
+			cancel()
+			p.expectEnd()
+		})
+		cl.worker("b:1", echo)
+		var started []string
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkers("b", "b:1"), WithWorkerShutdown(), WithOnFailure(KeepGoing),
+			WithObserver(Observer{GroupStarted: func(i GroupStartedInfo) { started = append(started, i.Category) }}))
+		tasks := mustParse(t, "a1 b1")
+		report, err := c.Run(ctx, tasks)
+		checkReport(t, tasks, report, err)
+		if diff := cmp.Diff([]string{"a"}, started); diff != "" || outcomes(report) != "Done Skipped" {
+			t.Errorf("got %s; groups started (-want +got):\n%s", outcomes(report), diff)
+		}
+	})
+}
+
 func TestABlockingObserverDelaysTheEndOfRunAndNothingElse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)

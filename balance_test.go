@@ -159,6 +159,32 @@ func TestNothingDependsOnTheAnswerToRECALL(t *testing.T) {
 	})
 }
 
+func TestNoAnswerToRECALLIsExpectedOfASessionThatIsLost(t *testing.T) {
+	// One worker dies of its first RECALL. What waits behind the long task of
+	// another still goes to the idle one.
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.script("dies:1", func(p *peer) {
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"window":8}`)
+			for strings.HasPrefix(p.next(), "RUN ") {
+			}
+		})
+		var e executions
+		cl.worker("busy:1", e.handler("busy:1", time.Hour))
+		cl.worker("idle:1", e.handler("idle:1", time.Second))
+		c := cl.coordinator(WithWorkers("a", "dies:1", "busy:1", "idle:1"), withLeastWindow(8))
+		wait := cl.run(t.Context(), c, tasksOf("a", 24))
+		time.Sleep(time.Minute)
+		if got := c.Snapshot()[0].Categories[0]; got.Counts.Done != 23 || got.InFlight != 1 || got.Troubles.Losses != 8 {
+			t.Errorf("after a minute: %+v, want all but the long task done", got)
+		}
+		if _, err := wait(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestATaskThatWandersIsLeftWhereItIs(t *testing.T) {
 	// Workers that take a task over give it back as well, because they go away,
 	// so that it comes to the one again that has more than it has slots for.

@@ -1937,6 +1937,24 @@ func TestARunLeavesNoWaitForAWorkerBehind(t *testing.T) {
 	})
 }
 
+// Such as that of a ctx which ends as the run does.
+func TestAHaltThatComesTooLateLeavesNothingBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.worker("a:1", echo)
+		c := cl.coordinator(WithWorkers("a", "a:1"))
+		r := newRun(&c.config)
+		r.tasks = tasksOf("a", 1)
+		if err := r.execute(t.Context(), r.runPlan); err != nil {
+			t.Error(err)
+		}
+		r.halt(haltCancel, errors.New("too late"))
+		if r.grace != nil || r.haltedBy() != nil {
+			t.Errorf("the run was halted by %v, and the grace runs: %v", r.haltedBy(), r.grace != nil)
+		}
+	})
+}
+
 func TestAnErrorWithoutAReasonCanBePrinted(t *testing.T) {
 	for _, err := range []error{&TaskError{Outcome: Failed}, &RunError{}, &WorkerError{Category: "a", Addr: "a:1"}} {
 		if text := err.Error(); !strings.Contains(text, "no reason given") {

@@ -189,6 +189,22 @@ func TestBackoffGoesOnForAWorkerThatGreetsAndIsLost(t *testing.T) {
 	}
 }
 
+func TestBackoffBeginsAnewForAWorkerThatHasExecutedATask(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.scripts("a:1", func(n int, p *peer) {
+			p.welcome()
+			p.expect(fmt.Sprintf("RUN %d …", n)) // which may have been on its way to the session before
+			p.send(fmt.Sprintf("DONE %d 0", n))
+		})
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithWorkerWait(time.Minute), withJitter(longest))
+		report, err := cl.run(t.Context(), c, tasksOf("a", 50))()
+		if most := 49 * 2 * defaultBackoff.first; err != nil || report.Elapsed > most {
+			t.Errorf("got %v after %v, want each session within two of the shortest slots", err, report.Elapsed)
+		}
+	})
+}
+
 // quiet is a test whose peer may be interrupted at any time.
 type quiet struct{ testing.TB }
 

@@ -650,6 +650,28 @@ func TestTLSRefusalReachesAPeerThatWrites(t *testing.T) {
 	}
 }
 
+// To close a TCP connection with unread input would reset it, and with it the
+// refusal might be lost.
+func TestAfterATLSRefusalWhatThePeerSendsIsStillRead(t *testing.T) {
+	forWorker, _ := bothConfigs(t)
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		returned := make(chan error, 1)
+		go func() {
+			returned <- NewWorker(parrot, WithTLS(forWorker)).ServeConn(t.Context(), &halfConn{Conn: server})
+		}()
+		p := newPeer(t, client)
+		p.send(helloA)
+		p.expect("ERROR protocol this worker expects TLS; the coordinator needs WithTLS")
+		synctest.Wait()
+		p.send("RUN 0 1 0 x")
+		client.Close()
+		if err := <-returned; err == nil {
+			t.Error("ServeConn returned nil")
+		}
+	})
+}
+
 // A peer whose handshake has failed has no more time than for last words, though it
 // goes on holding, or using, its connection.
 func TestARefusedTLSHandshakeKeepsNoConnection(t *testing.T) {

@@ -57,11 +57,9 @@ const maxLogged = 200
 // logged is a text that may come from anywhere, fit for a log.
 func logged(s string) string { return plainText(cut(s, maxLogged)) }
 
-// debugs says whether l, which may be nil, logs each task. It is asked early,
-// before anything waits for the answer: a slog.Handler may take its time.
-func debugs(l *slog.Logger) bool {
-	return l != nil && l.Enabled(context.Background(), slog.LevelDebug)
-}
+// debugs says whether l logs each task. It is asked early, before anything waits
+// for the answer: a slog.Handler may take its time.
+func debugs(l *slog.Logger) bool { return l.Enabled(context.Background(), slog.LevelDebug) }
 
 // whyAttrs says why something ended, without the names that are logged beside it,
 // and without any instruction: a syntax fault quotes the line that it is in, even if

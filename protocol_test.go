@@ -181,6 +181,7 @@ func TestMalformedLinesAreSyntaxErrors(t *testing.T) {
 		{"a backslash at the end", `GOODBYE a\`, "bad escape"},
 		{"three backslashes at the end", `FAIL 0 error 0 a\\\`, "bad escape"},
 		{"a bare carriage return", "DONE 0 0 a\rb", "bad escape"},
+		{"a carriage return at the beginning", "DONE 0 0 \ra", "bad escape"},
 		{"a carriage return at the end", "DONE 0 0 a\r", "bad escape"},
 		{"a bad escape in an error", `ERROR syntax \q`, "bad escape"},
 	} {

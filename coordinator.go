@@ -28,7 +28,9 @@ var ErrCoordinatorClosed = errors.New("taskexec: coordinator closed")
 
 // A Coordinator runs lists of tasks on workers. Make one with NewCoordinator;
 // any method may be called from any goroutine, and several Runs may go on at
-// once, each with sessions of its own.
+// once, each with sessions of its own: one for each worker and category. A worker
+// has at most 256 sessions, and 32 that have not greeted yet, so many Runs at once
+// should not all start in the same instant.
 type Coordinator struct {
 	config coordinatorConfig
 

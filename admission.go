@@ -129,18 +129,35 @@ const acceptFailures = 10
 // recovers over and over, as it does while file descriptors come and go.
 const acceptWarning = 10 * time.Second
 
+// An acceptLog is what was logged of a listener's failures.
+type acceptLog struct {
+	said bool      // one of those in a row was
+	at   time.Time // when one last was
+}
+
+// due says whether to log the nth failure in a row: one of each row, though not
+// the first if that comes too soon after another row.
+func (l *acceptLog) due(n int) bool {
+	if n == 1 {
+		l.said = false
+	}
+	if l.said || !l.at.IsZero() && time.Since(l.at) < acceptWarning {
+		return false
+	}
+	l.said, l.at = true, time.Now()
+	return true
+}
+
 // acceptsAgain waits until a listener that has failed n times in a row should
 // be asked again. It reports false if that makes no sense: one that is closed
 // stays closed. The system may have any number of reasons that pass, the first
 // of which is running out of file descriptors; nobody has a list of them all.
-// What the errors of other listeners mean, only they know. warned is when a failure
-// was last logged.
-func (w *Worker) acceptsAgain(ctx context.Context, err error, n int, warned *time.Time) bool {
+// What the errors of other listeners mean, only they know.
+func (w *Worker) acceptsAgain(ctx context.Context, err error, n int, log *acceptLog) bool {
 	if errors.Is(err, net.ErrClosed) {
 		return false
 	}
-	if n == 1 && (warned.IsZero() || time.Since(*warned) >= acceptWarning) {
-		*warned = time.Now()
+	if log.due(n) {
 		w.logListener(err)
 	}
 	var system *os.SyscallError

@@ -720,6 +720,31 @@ func TestAListenerThatFailsNowAndThenDoesNotFillTheLog(t *testing.T) {
 	})
 }
 
+func TestAListenerThatFailsForGoodSoonAfterItRecoveredIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		network := new(memNetwork)
+		ln := &moodyListener{memListener: network.listen("w:1"), errs: make(chan error, 1000)}
+		ln.errs <- errNoFiles
+		ctx, cancel := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- NewWorker(parrot, WithLogger(slog.New(log))).Serve(ctx, ln) }()
+		time.Sleep(time.Second)
+		for range 1000 { // after the next connection
+			ln.errs <- errNoFiles
+		}
+		conn, err := network.dial(t.Context(), "tcp", "w:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		time.Sleep(10 * time.Minute)
+		cancel()
+		<-served
+		log.expectLines(t, nil, "INFO worker serving", "WARN listener failed", "WARN listener failed", "WARN worker stopped")
+	})
+}
+
 func TestAListenerWithoutAnAddressIsLoggedWithoutOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newLogRecorder(slog.LevelInfo)

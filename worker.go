@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // A Handler executes tasks on a worker.
@@ -250,7 +249,7 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) (err error) {
 		cancel(err)
 		return err
 	}
-	var warned time.Time // of the listener
+	var log acceptLog
 	for checked, failures := false, 0; ; {
 		conn, err := ln.Accept()
 		if err == nil && !checked {
@@ -273,7 +272,7 @@ func (w *Worker) Serve(ctx context.Context, ln net.Listener) (err error) {
 			return context.Cause(ctx) // nil unless ctx cut the drain short
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case !w.acceptsAgain(ctx, err, failures, &warned):
+		case !w.acceptsAgain(ctx, err, failures, &log):
 			return fail(err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -16,7 +17,7 @@ type link struct {
 	// of the goroutine that dials, of which there is one at a time
 	slotEnds time.Time // when the slot of the backoff ends that the latest dial was in
 	failures int       // sessions in a row that were of no use
-	warned   string    // why the worker could not be reached, when that was last a warning
+	warned   string    // why the worker could not be reached, without numbers, when that was last a warning
 	warnedAt time.Time
 
 	// guarded by queue.mu
@@ -248,9 +249,15 @@ func (l *link) connect(ctx context.Context) (*session, error) {
 // of the same reason: it may be dialed in vain for as long as a run takes.
 const warnAgain = time.Minute
 
-// hasWarned says whether err was a warning not long ago. It is one now if not.
+// hasWarned says whether err was a warning not long ago. It is one now if not. Its
+// numbers make no difference: a local port, or the time, is another with each dial.
 func (l *link) hasWarned(err error) bool {
-	why := err.Error()
+	why := strings.Map(func(r rune) rune {
+		if '0' <= r && r <= '9' {
+			return -1
+		}
+		return r
+	}, err.Error())
 	if why == l.warned && time.Since(l.warnedAt) < warnAgain {
 		return true
 	}

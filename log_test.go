@@ -697,6 +697,28 @@ func TestAWorkerThatIsNotReachedDoesNotFillTheLog(t *testing.T) {
 	})
 }
 
+func TestAReasonIsNotNewWithEachLocalPort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelDebug)
+		port := 40000
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			port++
+			return nil, fmt.Errorf("lookup a: read udp 10.0.0.5:%d->10.0.0.2:53: i/o timeout", port)
+		}
+		c := newTestCoordinator(t, WithWorkers("a", "a:1"), WithDialer(dial), WithWorkerWait(5*time.Minute), WithLogger(slog.New(log)))
+		c.Run(t.Context(), tasksOf("a", 1))
+		warned := 0
+		for _, line := range log.lines() {
+			if line == "WARN worker not reached" {
+				warned++
+			}
+		}
+		if warned < 4 || warned > 6 {
+			t.Errorf("%d warnings in 5 minutes", warned)
+		}
+	})
+}
+
 func TestAListenerThatFailsNowAndThenDoesNotFillTheLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := newLogRecorder(slog.LevelInfo)

@@ -147,6 +147,7 @@ type wire struct {
 	// What tells a silent peer from a slow one. Times are counted from born.
 	born     time.Time
 	heard    atomic.Int64 // when a byte was last received
+	signs    atomic.Int64 // how often that was noted, since the clock may stand still meanwhile
 	probed   atomic.Int64 // when the first PING was written after that; 0 if none was
 	midRead  atomic.Bool  // a line is arriving of which more than a chunk has come, and the end has not
 	midWrite atomic.Bool  // a line longer than a chunk is being written
@@ -211,6 +212,7 @@ func (l listening) Read(p []byte) (int, error) {
 // hear notes a sign of life.
 func (c *wire) hear() {
 	c.heard.Store(int64(c.age()))
+	c.signs.Add(1)
 	c.probed.Store(0)
 }
 
@@ -499,11 +501,11 @@ func (c *wire) writeUrgent(lines []byte) error {
 	if !bytes.Contains(lines, []byte("PING ")) {
 		return c.writeLine(lines)
 	}
-	heard := c.heard.Load()
+	signs := c.signs.Load()
 	err := c.writeLine(lines)
 	if err == nil {
 		c.probed.CompareAndSwap(0, int64(c.age()))
-		if c.heard.Load() != heard { // the answer is there already
+		if c.signs.Load() != signs { // the answer is there already
 			c.probed.Store(0)
 		}
 	}

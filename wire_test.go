@@ -313,6 +313,33 @@ func TestSilenceCountsFromAPing(t *testing.T) {
 	})
 }
 
+// Two signs of life may come while the clock stands still.
+func TestAnAnswerCountsWhateverTheClockSays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		w := startWire(pingedConn{here})
+		go func() {
+			for m := (message{}); w.read(&m) == nil; {
+			}
+		}()
+		time.Sleep(time.Second)
+		fmt.Fprintln(there, "DONE 1 0")
+		synctest.Wait()
+		go func() {
+			io.CopyN(io.Discard, there, int64(len("PING 1\n")))
+			fmt.Fprintln(there, "PONG 1")
+		}()
+		w.ping(1)
+		time.Sleep(time.Hour) // no other PING is written
+		if w.silent(15*time.Second, 5*time.Second) {
+			t.Error("silent, though it has answered")
+		}
+		w.end(endAtOnce, nil)
+		<-w.done
+		there.Close()
+	})
+}
+
 func TestWriterCoalesces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		here, there := net.Pipe()

@@ -143,6 +143,7 @@ type wire struct {
 	source source
 	wake   chan struct{} // holds a token when the writer should look for something to write
 	buf    []byte        // what is being written; for whoever has claimed the writing
+	saidIt bool          // all that waited was written before the last line; to be read after writeLoop
 
 	// What tells a silent peer from a slow one. Times are counted from born.
 	born     time.Time
@@ -381,6 +382,7 @@ func (c *wire) writeLoop() error {
 		if !wrote && ending == endAfterAll {
 			// Even if urgent lines go on coming: a peer that pings on and on
 			// does not keep the wire open.
+			c.saidIt = true
 			return c.writeLast()
 		}
 		c.release()

@@ -2497,6 +2497,30 @@ func TestServeConnSaysHowTheSessionEnded(t *testing.T) {
 	}
 }
 
+func TestADrainWhoseReportsAreDroppedIsAnErrorOfServeConn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := NewWorker(parrot, WithName("w"))
+		client, server := net.Pipe()
+		returned := make(chan error, 1)
+		go func() { returned <- w.ServeConn(t.Context(), server) }()
+		p := newPeer(t, client)
+		p.send(`HELLO taskexec/1 {"run":"r","category":"a","timeout_ms":5000}`)
+		p.expect("WELCOME …")
+		for _, line := range []string{"RUN 0 1 0 x", "RUN 1 1 0 x"} {
+			p.send(line)
+			synctest.Wait() // the first report is being written, and the other waits
+		}
+		go w.Shutdown(context.Background())
+		time.Sleep(4500 * time.Millisecond) // the lease is over, and the last words are not yet
+		p.expectReports("DONE 0 x", "ERROR timeout …")
+		p.expectEnd()
+		var fault *ProtocolError
+		if err := <-returned; !errors.As(err, &fault) || fault.Code != codeTimeout || fault.Remote {
+			t.Errorf("ServeConn returned %v", err)
+		}
+	})
+}
+
 func TestContextThatHasEndedBeforeServeConn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancelCause(t.Context())

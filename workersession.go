@@ -116,7 +116,9 @@ func (w *Worker) serveConn(ctx context.Context, conn net.Conn) (err error) {
 		return context.Cause(ctx)
 	case madeRoom:
 		return &sessionError{w.config.name, errMadeRoom}
-	case finished && (writeErr == nil || s.seen == sessionNew): // a stranger loses nothing that was not written
+	case finished && s.seen == sessionNew: // a stranger loses nothing that was not written
+		return nil
+	case finished && writeErr == nil && (s.wire.saidIt || s.unanswered == nil):
 		return nil
 	case errors.As(readErr, &said):
 		return &sessionError{w.config.name, said}

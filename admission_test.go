@@ -209,6 +209,7 @@ func TestAListenerThatFailsIsAskedAgainLaterAndLater(t *testing.T) {
 			t.Errorf("it was asked again %d times, after (-want +got):\n%s", len(waits), d)
 		}
 		wt.expectServing()
+		synctest.Wait()       // it is asked again already
 		ln.errs <- errNoFiles // a new row
 		wt.expectServing()
 		time.Sleep(time.Second)

@@ -141,7 +141,7 @@ func (l *acceptLog) due(n int) bool {
 	if n == 1 {
 		l.said = false
 	}
-	if l.said || !l.at.IsZero() && time.Since(l.at) < acceptWarning {
+	if l.said || time.Since(l.at) < acceptWarning {
 		return false
 	}
 	l.said, l.at = true, time.Now()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -90,6 +91,30 @@ func TestNoGroupStartsAfterACancelThatComesBetweenStages(t *testing.T) {
 		checkReport(t, tasks, report, err)
 		if diff := cmp.Diff([]string{"a"}, started); diff != "" || outcomes(report) != "Done Skipped" {
 			t.Errorf("got %s; groups started (-want +got):\n%s", outcomes(report), diff)
+		}
+	})
+}
+
+func TestAGroupsTasksAreNamedWhicheverOfItsCallsIsObserved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var started, done []Task
+		tasks := tasksOf("a", 2)
+		for name, o := range map[string]Observer{
+			"start": {GroupStarted: func(i GroupStartedInfo) { started = append(started, i.Tasks...) }},
+			"end":   {GroupDone: func(i GroupDoneInfo) { done = append(done, i.Tasks...) }},
+		} {
+			c := newTestCoordinator(t, append(serveMem(t, parrot, "a"), WithOrder(ByInput), WithObserver(o))...)
+			started, done = nil, nil
+			report, err := c.Run(t.Context(), tasks)
+			checkReport(t, tasks, report, err)
+			for _, err := range c.Stream(t.Context(), slices.Values(tasks)) {
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			if diff := cmp.Diff(slices.Concat(tasks, tasks), slices.Concat(started, done)); diff != "" {
+				t.Errorf("tasks of the groups whose %s is observed, of a Run and a Stream (-want +got):\n%s", name, diff)
+			}
 		}
 	})
 }

@@ -629,6 +629,9 @@ func TestAWorkerLogsWhatItReports(t *testing.T) {
 			case "deaf":
 				<-release
 				return "", nil
+			case "too late":
+				until(ctx, task)
+				return "", nil
 			}
 			return until(ctx, task)
 		}), WithLogger(slog.New(log)))
@@ -637,16 +640,20 @@ func TestAWorkerLogsWhatItReports(t *testing.T) {
 		p.expectReports("FAIL 0 output …", "FAIL 1 panic …", "FAIL 2 stuck …")
 		close(release)
 		synctest.Wait()
-		p.send("RUN 3 1 0 cut off")
-		synctest.Wait()
-		p.conn.Close()
-		synctest.Wait()
+		for _, run := range []string{"RUN 3 1 0 cut off", "RUN 4 1 0 too late"} {
+			p.send(run)
+			synctest.Wait()
+			p.conn.Close()
+			synctest.Wait()
+			p = wt.session()
+		}
 		lines := slices.DeleteFunc(log.lines(keyTask, keyKind, keyReported), func(line string) bool { return !strings.HasPrefix(line, "DEBUG task ") })
 		if d := cmp.Diff([]string{
 			"DEBUG task started task=0", "DEBUG task failed task=0 kind=output",
 			"DEBUG task started task=1", "DEBUG task failed task=1 kind=panic",
 			"DEBUG task started task=2", "DEBUG task done task=2 reported=false",
 			"DEBUG task started task=3", "DEBUG task failed task=3 kind=canceled reported=false",
+			"DEBUG task started task=4", "DEBUG task done task=4 reported=false",
 		}, lines); d != "" {
 			t.Errorf("logged (-want +got):\n%s", d)
 		}
@@ -693,6 +700,54 @@ func TestAWorkerThatIsNotReachedDoesNotFillTheLog(t *testing.T) {
 			if warned, all := count["WARN"+line], count["WARN"+line]+count["DEBUG"+line]; warned < 4 || warned > 6 || all < 28 {
 				t.Errorf("%d of %d times %q was a warning", warned, all, reason)
 			}
+		}
+	})
+}
+
+func TestAnotherReasonWhyAWorkerIsNotReachedIsWarnedOfAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		dials := 0
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			dials++
+			return nil, errors.New([]string{"refused", "reset", "late"}[min(dials, 3)-1])
+		}
+		c := newTestCoordinator(t, WithWorkers("a", "a:1"), WithDialer(dial), WithWorkerWait(50*time.Second), WithLogger(slog.New(log)))
+		c.Run(t.Context(), tasksOf("a", 1))
+		warnings := slices.DeleteFunc(log.lines(keyError), func(line string) bool { return !strings.HasPrefix(line, "WARN worker") })
+		want := []string{"WARN worker not reached error=refused", "WARN worker not reached error=reset", "WARN worker not reached error=late"}
+		if d := cmp.Diff(want, warnings); d != "" || dials < 5 {
+			t.Errorf("%d dials; logged (-want +got):\n%s", dials, d)
+		}
+	})
+}
+
+func TestAWorkerThatWasReachedInBetweenIsWarnedOfAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := newLogRecorder(slog.LevelInfo)
+		cl := newCluster(t)
+		start := time.Now()
+		cl.script("a:1", func(p *peer) {
+			p.welcome()
+			p.expect("RUN 0 1 0 …")
+		})
+		dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if time.Since(start) < 5*time.Second {
+				return nil, fmt.Errorf("dial %s: connection refused", addr)
+			}
+			return cl.dial(ctx, network, addr)
+		}
+		c := cl.coordinator(WithWorkers("a", "a:1"), WithDialer(dial), WithWorkerWait(20*time.Second), WithLogger(slog.New(log)))
+		tasks := tasksOf("a", 1)
+		report, err := c.Run(t.Context(), tasks)
+		checkReport(t, tasks, report, err)
+		if time.Since(start) >= time.Minute {
+			t.Errorf("it took %v, after which there is a further warning anyway", time.Since(start))
+		}
+		warnings := slices.DeleteFunc(log.lines(keyError), func(line string) bool { return strings.HasPrefix(line, "INFO") })
+		unreached := "WARN worker not reached error=dial a:1: connection refused"
+		if len(warnings) < 3 || warnings[0] != unreached || !strings.HasPrefix(warnings[1], "WARN session lost") || warnings[2] != unreached {
+			t.Errorf("logged %q", warnings)
 		}
 	})
 }
@@ -941,6 +996,7 @@ func TestASessionIsLostWithWhatIsInFlight(t *testing.T) {
 		want  string
 	}{
 		{"closed", nil, false, "INFO session closed"},
+		{"closed with a task", []string{"RUN 0 1 0 x"}, false, "WARN session lost lost=1 error=the coordinator closed the connection"},
 		{"closed with tasks", []string{"RUN 0 1 0 x", "RUN 1 1 0 x"}, false, "WARN session lost lost=2 error=the coordinator closed the connection"},
 		{"reset", nil, true, "INFO session closed error=connection reset"},
 		{"reset with a task", []string{"RUN 0 1 0 x"}, true, "WARN session lost lost=1 error=connection reset"},
@@ -973,6 +1029,34 @@ func TestASessionIsLostWithWhatIsInFlight(t *testing.T) {
 				if stats := w.Stats(); strings.Contains(c.want, "lost=2") != (stats.Lost == 2) {
 					t.Errorf("Stats are %+v", stats)
 				}
+			})
+		})
+	}
+}
+
+// Whoever stops a worker knows what is in flight, and is not warned.
+func TestAConnectionThatEndsWithItsWorkerIsNotWarnedOf(t *testing.T) {
+	for _, c := range []struct {
+		name, say string
+		want      []string
+	}{
+		{"with a task", helloA + "\nRUN 0 1 0 x\n", []string{"INFO session opened", "INFO session closed lost=1"}},
+		{"before it has greeted", "HELLO", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log := newLogRecorder(slog.LevelInfo)
+				w := NewWorker(HandlerFunc(until), WithLogger(slog.New(log)))
+				here, there := net.Pipe()
+				defer here.Close()
+				go io.Copy(io.Discard, here)
+				go io.WriteString(here, c.say)
+				ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("enough"))
+				defer cancel()
+				if err := w.ServeConn(ctx, there); err != context.Cause(ctx) {
+					t.Errorf("ServeConn returned %v", err)
+				}
+				log.expectLines(t, []string{keyLost, keyCode, keyError}, c.want...)
 			})
 		})
 	}

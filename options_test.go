@@ -16,6 +16,8 @@ func TestBadDataInOptionsIsAnErrorThatNamesIt(t *testing.T) {
 	}{
 		{"nothing at all is fine: an empty run needs no worker", nil, nil},
 		{"host:port, a literal address, a path", []CoordinatorOption{WithWorkers("a", "h:1", "[::1]:80", "unix:/run/a.sock")}, nil},
+		{"the first port and the last, and a name", []CoordinatorOption{WithWorkers("a", "h:0", "h:65535", "h:http")}, nil},
+		{"no such port", []CoordinatorOption{WithWorkers("a", "h:65536")}, []string{`"h:65536"`, "a port is a number up to 65535"}},
 		{"a second call adds to the list", []CoordinatorOption{WithWorkers("a", "h:1"), WithWorkers("a", "h:2")}, nil},
 		{"one worker for several categories", []CoordinatorOption{WithWorkers("a", "h:1"), WithWorkers("b", "h:1")}, nil},
 		{"no port", []CoordinatorOption{WithWorkers("a", "localhost")}, []string{`category "a"`, `"localhost"`, "host:port"}},

@@ -241,6 +241,9 @@ func TestTLSLetsInWhoBelongs(t *testing.T) {
 			if !errors.As(err, &we) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v\nwant a *WorkerError that says %s", err, test.want)
 			}
+			if hint := "none from an authority"; strings.Contains(err.Error(), hint) && !strings.Contains(test.want, hint) {
+				t.Errorf("got %v, though a certificate was sent", err)
+			}
 			if executed.Load() != 0 || opened.Load() != 0 || ln.accepted.Load() != 1 {
 				t.Errorf("%d tasks executed, %d sessions opened, %d dials", executed.Load(), opened.Load(), ln.accepted.Load())
 			}

@@ -2317,6 +2317,9 @@ func TestListenAndServeRefusesABadAddress(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "taskexec: ") {
 			t.Errorf("%q (%s): got %v, want %s", c.addr, c.reason, err, c.want)
 		}
+		if err != nil && strings.Contains(err.Error(), "remove the file") {
+			t.Errorf("%q (%s): got %v, but there is no file", c.addr, c.reason, err)
+		}
 	}
 }
 
@@ -2342,6 +2345,23 @@ func TestWhatIsWrongWithAUnixSocketIsExplained(t *testing.T) {
 	_, err = newTestCoordinator(t, WithWorkers("a", "unix:"+long), WithWorkerWait(0)).Run(t.Context(), tasksOf("a", 1))
 	if err == nil || !strings.HasSuffix(err.Error(), tooLong) {
 		t.Errorf("Run returned %v, want an end of %q", err, tooLong)
+	}
+	fails := func(err error) CoordinatorOption {
+		return WithDialer(func(context.Context, string, string) (net.Conn, error) { return nil, err })
+	}
+	for name, opts := range map[string][]CoordinatorOption{
+		"of a path that is not too long": {WithWorkers("a", "unix:"+filepath.Join(dir, strings.Repeat("x", 103-len(dir)-1)))},
+		"that is not the system's":       {WithWorkers("a", "unix:"+long), fails(errors.New("no"))},
+		"of another network":             {WithWorkers("a", strings.Repeat("x", 110)+":1"), fails(os.NewSyscallError("connect", errors.New("no")))},
+	} {
+		_, err := newTestCoordinator(t, append(opts, WithWorkerWait(0))...).Run(t.Context(), tasksOf("a", 1))
+		if err == nil || strings.Contains(err.Error(), "its path has") {
+			t.Errorf("an error %s is %v", name, err)
+		}
+	}
+	_, err = newTestCoordinator(t, WithWorkers("a", "unix:"+filepath.Join(dir, strings.Repeat("x", 104-len(dir)-1))), WithWorkerWait(0)).Run(t.Context(), tasksOf("a", 1))
+	if err == nil || !strings.Contains(err.Error(), "its path has 104 bytes") {
+		t.Errorf("of a path that may be too long, Run returned %v", err)
 	}
 }
 

@@ -483,8 +483,8 @@ func TestAWorkerWhoseSlotsAreAllStuckCountsAsGone(t *testing.T) {
 		c := newTestCoordinator(t, append(serveMem(t, h, "a"), WithTaskTimeout(time.Minute))...)
 		report, err := c.Run(t.Context(), mustParse(t, "a1 a2 a3"))
 		close(release)
-		if got, want := outcomesOf(report.Results), "a1:Failed a2:Skipped a3:Skipped"; got != want || !errors.Is(err, ErrNoWorker) {
-			t.Errorf("got %s and %v, want %s and ErrNoWorker", got, err, want)
+		if got, want := outcomesOf(report.Results), "a1:Failed a2:Skipped a3:Skipped"; got != want || !errors.Is(err, ErrNoWorker) || !strings.Contains(err.Error(), errAllStuck.Error()) {
+			t.Errorf("got %s and %v, want %s and ErrNoWorker because %v", got, err, want, errAllStuck)
 		}
 	})
 }

@@ -1080,6 +1080,24 @@ func TestALeaseEndsInTimeThoughALineHasBegun(t *testing.T) {
 	}
 }
 
+func TestALeaseGoesOnWithAnAnswerThatComesAfterTheNextPing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, over := startLeased(t)
+		p.send("RUN 0 1 0 x")
+		end := time.Now().Add(time.Minute)
+		for time.Now().Before(end) { // there is a PING every 10/3 s
+			var n int
+			if _, err := fmt.Sscanf(p.next(), "PING %d", &n); err != nil {
+				t.Fatalf("after %v: %v", time.Minute-time.Until(end), err)
+			}
+			time.AfterFunc(4500*time.Millisecond, func() { fmt.Fprintln(p.conn, "PONG", n) })
+		}
+		if over.cause != nil {
+			t.Errorf("the handler's ctx has ended with %v", over.cause)
+		}
+	})
+}
+
 func TestPingsAreAnsweredWhileAllSlotsAreBusyAndWhileDraining(t *testing.T) {
 	// The handlers take longer than the peer's patience by far.
 	synctest.Test(t, func(t *testing.T) {

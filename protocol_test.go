@@ -45,6 +45,7 @@ var wireMessages = []struct {
 	{"a goodbye without a word", message{verb: verbGoodbye}, "GOODBYE"},
 	{"an error", message{verb: verbError, word: codeSyntax, text: `unknown verb "X"`}, `ERROR syntax unknown verb "X"`},
 	{"an error of a code that this version does not know", message{verb: verbError, word: "too-hot"}, "ERROR too-hot"},
+	{"an error of a code of the first and the last character that one may have", message{verb: verbError, word: "!~"}, "ERROR !~"},
 	{"a greeting, whose object is not escaped", message{verb: verbHello, word: protocolVersion, text: `{"run":"a\nb"}`}, `HELLO taskexec/1 {"run":"a\nb"}`},
 	{"the shortest welcome", message{verb: verbWelcome, word: protocolVersion, text: "{}"}, "WELCOME taskexec/1 {}"},
 }

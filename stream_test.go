@@ -514,6 +514,31 @@ func TestAWorkerThatHasMoreStuckTasksThanSlotsIsDialedAgain(t *testing.T) {
 	})
 }
 
+func TestWhatWaitsBehindStuckHandlersIsAskedBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t)
+		cl.scripts("a:1", func(n int, p *peer) {
+			p.expect("HELLO …")
+			p.send(`WELCOME taskexec/1 {"window":3}`)
+			if n == 0 {
+				p.expect("RUN 0 1 0 a0", "RUN 1 1 0 a1", "RUN 2 1 0 a2")
+				p.send("FAIL 0 stuck 0")
+				p.expect("RECALL 1", "RECALL 2")
+				p.send("RETURN 1", "RETURN 2")
+			} else {
+				p.expect("RUN 1 2 0 a1", "RUN 2 2 0 a2")
+				p.send("DONE 1 0", "DONE 2 0")
+			}
+			io.Copy(io.Discard, p.in)
+		})
+		c := cl.coordinator(WithWorkers("a", "a:1"), withLeastWindow(3), WithOnFailure(KeepGoing), WithWorkerWait(time.Minute))
+		report, _ := cl.run(t.Context(), c, tasksOf("a", 3))()
+		if got := outcomes(report); got != "Failed Done Done" || report.Elapsed > time.Second || report.Troubles.Losses != 0 {
+			t.Errorf("got %s after %v and %+v", got, report.Elapsed, report.Troubles)
+		}
+	})
+}
+
 func TestAWorkerWhoseStuckHandlerReturnsIsUsedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := HandlerFunc(func(ctx context.Context, task Task) (string, error) {

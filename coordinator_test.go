@@ -837,6 +837,7 @@ func TestABadRunIsRefusedBeforeAnythingIsSent(t *testing.T) {
 		{"a category too long", []Task{{Category: strings.Repeat("a", 256), Instruction: "x"}}, nil, "Failed", []string{"task 0 (x) Failed", "255"}, nil},
 		{"invalid UTF-8", []Task{{Category: "\xff", Instruction: "x"}}, nil, "Failed", []string{`"\xff"`}, nil},
 		{"no worker is listed", []Task{{Instruction: "a1"}, {Instruction: "b1"}, {Instruction: "z1"}}, nil, "Skipped Skipped Skipped", []string{`category "z"`, "task 2 (z1)", "WithWorkers"}, ErrNoWorker},
+		{"no worker is listed for two categories: the first task is named", []Task{{Instruction: "a1"}, {Instruction: "z1"}, {Instruction: "y1"}}, nil, "Skipped Skipped Skipped", []string{`category "z"`, "task 1 (z1)"}, ErrNoWorker},
 		{"no worker is listed, by input", []Task{{Instruction: "z1"}}, []CoordinatorOption{WithOrder(ByInput)}, "Skipped", []string{`category "z"`}, ErrNoWorker},
 	} {
 		t.Run(tt.reason, func(t *testing.T) {

@@ -1098,6 +1098,45 @@ func TestALeaseGoesOnWithAnAnswerThatComesAfterTheNextPing(t *testing.T) {
 	})
 }
 
+func TestALeaseEndsInTimeAfterALongLineWasWritten(t *testing.T) {
+	// No PING could be sent within the line, but the coordinator has heard nothing
+	// since its end.
+	synctest.Test(t, func(t *testing.T) {
+		const size = 512 << 10
+		var over leaseEnd
+		wt := startWorker(t, HandlerFunc(func(ctx context.Context, task Task) (string, error) {
+			if task.Instruction == "long" {
+				return strings.Repeat("o", size), nil
+			}
+			<-ctx.Done()
+			over = leaseEnd{time.Now(), context.Cause(ctx)}
+			return "", ctx.Err()
+		}), WithSlots(2))
+		p := wt.stranger()
+		p.send(`HELLO taskexec/1 {"category":"a","timeout_ms":10000}`)
+		p.expect("WELCOME taskexec/1 …")
+		p.send("RUN 0 1 0 x", "RUN 1 1 0 long")
+		chunk := make([]byte, 32<<10)
+		for n := 0; n < size; { // 20 s
+			got, err := p.in.Read(chunk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += got
+			time.Sleep(time.Duration(got) * 20 * time.Second / size)
+		}
+		if over.cause != nil {
+			t.Fatalf("the handler's ctx has ended within the line, with %v", over.cause)
+		}
+		heard := time.Now()
+		io.Copy(io.Discard, p.in)
+		synctest.Wait()
+		if took := over.at.Sub(heard); took > 8*time.Second || over.cause != errLeaseOver {
+			t.Errorf("the handler's ctx ended %v after the line with %v, want at most 8s and %v", took, over.cause, errLeaseOver)
+		}
+	})
+}
+
 func TestPingsAreAnsweredWhileAllSlotsAreBusyAndWhileDraining(t *testing.T) {
 	// The handlers take longer than the peer's patience by far.
 	synctest.Test(t, func(t *testing.T) {

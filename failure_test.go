@@ -1129,6 +1129,7 @@ func TestALeaseEndsInTimeAfterALongLineWasWritten(t *testing.T) {
 			t.Fatalf("the handler's ctx has ended within the line, with %v", over.cause)
 		}
 		heard := time.Now()
+		time.AfterFunc(time.Minute, func() { p.conn.Close() })
 		io.Copy(io.Discard, p.in)
 		synctest.Wait()
 		if took := over.at.Sub(heard); took > 8*time.Second || over.cause != errLeaseOver {

@@ -318,6 +318,22 @@ func TestAConnectionWithoutDeadlinesIsRefused(t *testing.T) {
 	})
 }
 
+func TestAConnectionThatIsClosedIsNotSaidToTakeNoDeadlines(t *testing.T) {
+	pipe, _ := net.Pipe()
+	ln := listenTCP(t)
+	defer ln.Close()
+	tcp, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, conn := range []net.Conn{pipe, tcp} {
+		conn.Close()
+		if err := NewWorker(parrot).ServeConn(t.Context(), conn); errors.Is(err, errNoDeadlines) {
+			t.Errorf("a closed %T: ServeConn returned %v", conn, err)
+		}
+	}
+}
+
 func TestADialerThatReturnsNothingIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nothing := func(context.Context, string, string) (net.Conn, error) { return nil, nil }

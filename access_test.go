@@ -233,13 +233,7 @@ func TestWhatComesAfterGoodbyeCutsNoReportOff(t *testing.T) {
 	for v := verbHello; v <= verbError; v++ {
 		t.Run(v.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				output := strings.Repeat("x", 300<<10)
-				wt := startWorker(t, HandlerFunc(func(context.Context, Task) (string, error) { return output, nil }))
-				p := wt.session()
-				p.send("RUN 0 1 0 x")
-				synctest.Wait()
-				wt.worker.drain()
-				synctest.Wait()
+				p, output := saidGoodbyeBehindALongReport(t)
 				p.send(lineOf[v])
 				time.Sleep(5 * time.Second)
 				p.expectReports("DONE 0 "+output, "DRAIN", "GOODBYE …")
@@ -253,18 +247,25 @@ func TestWhatComesAfterGoodbyeCutsNoReportOff(t *testing.T) {
 // and takes nothing of it away.
 func TestAFaultAfterGoodbyeTakesNoReportAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		output := strings.Repeat("x", 300<<10)
-		wt := startWorker(t, HandlerFunc(func(context.Context, Task) (string, error) { return output, nil }))
-		p := wt.session()
-		p.send("RUN 0 1 0 x")
-		synctest.Wait()
-		wt.worker.drain()
-		synctest.Wait()
+		p, output := saidGoodbyeBehindALongReport(t)
 		p.send("NONSENSE")
 		time.Sleep(time.Second / 2)
 		p.expectReports("DONE 0 "+output, "DRAIN", "GOODBYE …")
 		p.expectEnd()
 	})
+}
+
+// saidGoodbyeBehindALongReport is a session whose coordinator has not read yet
+// what was reported before GOODBYE, a DONE with this output.
+func saidGoodbyeBehindALongReport(t *testing.T) (p *peer, output string) {
+	output = strings.Repeat("x", 300<<10)
+	wt := startWorker(t, HandlerFunc(func(context.Context, Task) (string, error) { return output, nil }))
+	p = wt.session()
+	p.send("RUN 0 1 0 x")
+	synctest.Wait()
+	wt.worker.drain()
+	synctest.Wait()
+	return p, output
 }
 
 func TestACoordinatorRefusesWhatTheDocumentDoesNotName(t *testing.T) {

@@ -324,14 +324,7 @@ func TestAPanicOfAListenerEndsItsSessions(t *testing.T) {
 			defer func() { raised <- recover() }()
 			NewWorker(parrot).Serve(t.Context(), ln)
 		}()
-		conn, err := network.dial(t.Context(), "mem", "w:1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		p := newPeer(t, conn)
-		p.send(helloA)
-		p.expect("WELCOME …")
+		p := network.greeted(t, "w:1")
 		p.expectClosing()
 		if got := <-raised; got != "no good" {
 			t.Errorf("Serve panicked with %v", got)

@@ -164,14 +164,7 @@ func TestAPeerThatStopsReadingHoldsUpNobodyElse(t *testing.T) {
 			}
 			return task.Instruction, nil
 		}, WithSlots(2))
-		conn, err := cl.network.dial(t.Context(), "mem", "a:1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		deaf := newPeer(t, conn)
-		deaf.send(helloA)
-		deaf.expect("WELCOME …")
+		deaf := cl.network.greeted(t, "a:1")
 		for i := range 10 {
 			deaf.send(fmt.Sprintf("RUN %d 1 0 big", i))
 		}
@@ -190,14 +183,7 @@ func TestAPeerThatStopsReadingHoldsUpNobodyElse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cl := newCluster(t)
 		w := cl.worker("a:1", echo)
-		conn, err := cl.network.dial(t.Context(), "mem", "a:1")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		deaf := newPeer(t, conn)
-		deaf.send(helloA)
-		deaf.expect("WELCOME …")
+		deaf := cl.network.greeted(t, "a:1")
 		deaf.send(runs(1, 1000)...)
 		tasks := tasksOf("a", 1000)
 		start := time.Now()

@@ -49,6 +49,20 @@ func (n *memNetwork) dial(ctx context.Context, network, addr string) (net.Conn, 
 	}
 }
 
+// greeted is a coordinator by hand, in a session with the worker at addr.
+func (n *memNetwork) greeted(t testing.TB, addr string) *peer {
+	t.Helper()
+	conn, err := n.dial(t.Context(), "mem", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	p := newPeer(t, conn)
+	p.send(helloA)
+	p.expect("WELCOME …")
+	return p
+}
+
 // memListener is a net.Listener of a memNetwork.
 type memListener struct {
 	network *memNetwork

@@ -2262,14 +2262,7 @@ func TestWorkerServesSeveralListeners(t *testing.T) {
 			go func() { errs <- w.Serve(t.Context(), ln) }()
 		}
 		for _, addr := range []string{"w:1", "w:2"} {
-			conn, err := network.dial(t.Context(), "mem", addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			p := newPeer(t, conn)
-			p.send(helloA)
-			p.expect("WELCOME …")
+			p := network.greeted(t, addr)
 			go p.expect("DRAIN", "GOODBYE …")
 		}
 		if err := w.Shutdown(t.Context()); err != nil {
